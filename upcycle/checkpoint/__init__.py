@@ -1,0 +1,1 @@
+"""Bytes on disk: strict in, crash-safe out. No torch."""

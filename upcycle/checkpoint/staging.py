@@ -1,0 +1,182 @@
+"""The staging directory: an output is built beside its place and takes it in one rename.
+
+`OUT.partial/` holds finished and unfinished shards and `state.jsonl`: first a line with the fingerprint of the
+plan and its sources, then a line for every shard that is complete and on disk. A shard without a line is written
+again, so a kill at any moment costs at most one shard. The state file is also the lock against a second writer.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from upcycle.checkpoint.writer import sync_directory, write_durably
+from upcycle.errors import InputError, StagingError
+
+STATE_FILE = "state.jsonl"
+RECEIPT_FILE = "upcycle.json"
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+@dataclass
+class Staging:
+    """An open staging directory; made by `open_staging`."""
+
+    out: Path
+    path: Path
+    done: dict[str, dict[str, str]] = field(default_factory=dict)  # finished shard -> sha256 of its computed tensors
+
+    def record(self, shard: str, hashes: Mapping[str, str]) -> None:
+        """Note durably that `shard`, whose bytes are already synced, is complete."""
+        line = json.dumps({"shard": shard, "sha256": dict(hashes)}) + "\n"
+        with (self.path / STATE_FILE).open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.done[shard] = dict(hashes)
+
+    def commit(self) -> None:
+        """Give the finished directory its name; whatever `OUT` held before is gone only afterwards."""
+        (self.path / STATE_FILE).unlink()
+        sync_directory(self.path)
+        if self.out.exists() and any(self.out.iterdir()):
+            _exchange(self.path, self.out)
+            sync_directory(self.out.parent)
+            shutil.rmtree(self.path)
+        else:
+            self.path.replace(self.out) if os.name != "nt" else _replace_empty(self.path, self.out)
+        sync_directory(self.out.parent)
+
+
+def staging_path(out: Path) -> Path:
+    """Where the unfinished output of `out` lives."""
+    return out.with_name(out.name + ".partial")
+
+
+def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
+    """Raise InputError unless `out` is free, or may be replaced, and does not touch a source directory."""
+    real = out.resolve()
+    for source in sources:
+        origin = source.resolve()
+        if real == origin or real.is_relative_to(origin) or origin.is_relative_to(real):
+            raise InputError("OUT and MODEL overlap", where=out, hint="write to a directory outside the model")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError("OUT is not a directory", where=out, hint="choose another OUT")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise InputError("OUT is not empty", where=out, hint="--overwrite replaces it when the new one is complete")
+    if not (out / RECEIPT_FILE).is_file():
+        raise InputError(
+            "OUT was not made by upcycle, so --overwrite leaves it alone",
+            where=out,
+            found=f"no {RECEIPT_FILE}",
+            hint="remove it yourself or choose another OUT",
+        )
+
+
+@contextmanager
+def open_staging(out: Path, fingerprint: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[Staging]:
+    """Open (and lock) the staging directory of `out` for work described by `fingerprint`, a JSON value.
+
+    With `resume`, finished shards of the same fingerprint are kept; with `overwrite`, an unfinished one is discarded.
+    Raises InputError when an unfinished conversion is in the way, StagingError when another process is writing.
+    """
+    staging = Staging(out, staging_path(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = staging.path.exists()
+    staging.path.mkdir(exist_ok=True)
+    with _locked(staging.path):
+        if _is_replaced_output(staging.path) or (overwrite and not resume):
+            _clear(staging.path)
+        elif found and not resume:
+            raise InputError(
+                "an unfinished conversion is there",
+                where=staging.path,
+                hint="--resume continues it, --overwrite starts again",
+            )
+        lines = _read_state(staging.path)
+        if lines and lines[0] != fingerprint:
+            raise InputError(
+                "the unfinished conversion there has another plan or another source",
+                where=staging.path,
+                found=_brief(lines[0]),
+                expected=_brief(fingerprint),
+                hint="--overwrite without --resume starts again",
+            )
+        if not lines:
+            write_durably(staging.path / STATE_FILE, (json.dumps(fingerprint) + "\n").encode())
+        staging.done = {line["shard"]: line["sha256"] for line in lines[1:]}
+        yield staging
+
+
+def _read_state(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of the state file; a line cut short by a kill does not count and is cut off."""
+    try:
+        data = (path / STATE_FILE).read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        write_durably(path / STATE_FILE, whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an advisory lock on the directory; a second writer gets a StagingError. Not on Windows."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StagingError(f"{path}: another upcycle process is writing here") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path) -> None:
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _is_replaced_output(path: Path) -> bool:
+    """Whether a kill came while --overwrite deleted the output it had swapped out: a receipt, but no state file."""
+    return (path / RECEIPT_FILE).is_file() and not (path / STATE_FILE).exists()
+
+
+def _exchange(staged: Path, out: Path) -> None:
+    """Swap two directories atomically (Linux), or by two renames that are undone if the second one fails."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if renameat2 and renameat2(_AT_FDCWD, os.fsencode(staged), _AT_FDCWD, os.fsencode(out), _RENAME_EXCHANGE) == 0:
+        return
+    aside = out.with_name(out.name + ".replaced")
+    out.rename(aside)
+    try:
+        staged.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
+    aside.rename(staged)
+
+
+def _replace_empty(staged: Path, out: Path) -> None:
+    if out.exists():
+        out.rmdir()
+    staged.rename(out)
+
+
+def _brief(fingerprint: Mapping[str, Any]) -> str:
+    return f"plan {str(fingerprint.get('plan'))[:12]}"

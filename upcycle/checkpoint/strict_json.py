@@ -1,0 +1,52 @@
+"""JSON that comes from outside: duplicate keys, NaN, deep nesting and wrong encodings are refused."""
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from upcycle.errors import CheckpointError
+
+MAX_JSON_BYTES = 100_000_000  # the limit that safetensors sets for a header; an index or config is far smaller
+
+
+def parse_json(data: bytes, where: str | Path) -> Any:
+    """Return the value of UTF-8 JSON `data`; raise CheckpointError naming `where` if it is not strict JSON."""
+    try:
+        # Decoded here, not by json.loads, which would also accept UTF-16 and UTF-32.
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise CheckpointError(f"not valid JSON ({reason})", where=where) from None
+
+
+def parse_object(data: bytes, where: str | Path) -> dict[str, Any]:
+    """As `parse_json`, for a document that must be an object."""
+    value = parse_json(data, where)
+    if not isinstance(value, dict):
+        raise CheckpointError("wrong JSON document", where=where, found=type(value).__name__, expected="an object")
+    return value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; raise CheckpointError when it is absent or not strict JSON."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                "JSON file too large", where=path, found=f"{path.stat().st_size} bytes", expected="at most 100 MB"
+            )
+        return parse_object(path.read_bytes(), path)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({error.strerror})", where=path) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"duplicate key {key!r}")
+        result[key] = value
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,116 @@
+"""Moving bytes: in the kernel where it can, through a small buffer where it cannot."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from upcycle.checkpoint.header import BLOCK
+from upcycle.errors import CheckpointError
+
+STEP = 64 * 2**20
+"""Bytes moved by one call: small enough for progress and Ctrl-C, large enough to cost nothing."""
+BUFFER = 4 * 2**20
+"""Bytes held in memory by the portable copy."""
+
+_NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
+_FICLONERANGE = 0x4020940D  # linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
+
+Move = Callable[[BinaryIO, int, BinaryIO, int, int], int]
+
+
+def copy_range(
+    source: BinaryIO,
+    source_offset: int,
+    target: BinaryIO,
+    target_offset: int,
+    count: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Copy `count` bytes between two unbuffered files, calling `advance` with the bytes of every step.
+
+    Uses `copy_file_range`, which shares blocks on file systems with reflinks when both offsets are whole blocks;
+    unaligned ends are moved on their own so that the middle is. Falls back to a buffer where the call is absent
+    or refused. Raises CheckpointError when the source ends early, OSError when the disk fails.
+    """
+    move: Move = _move_in_kernel if hasattr(os, "copy_file_range") else _move_through_memory
+    done = 0
+    while done < count:
+        start, end = source_offset + done, target_offset + done
+        try:
+            moved = move(source, start, target, end, _step(start, end, count - done))
+        except OSError as error:
+            if move is _move_through_memory or error.errno not in _NO_KERNEL_COPY:
+                raise
+            moved = 0
+        if moved == 0 and move is _move_through_memory:
+            raise CheckpointError(
+                "ends before its header says", where=source.name, found=f"end of file at byte {start}"
+            )
+        if moved == 0:  # refused, or the zero that some file systems return instead of an error
+            move = _move_through_memory
+        done += moved
+        advance(moved)
+
+
+def shares_blocks(source: Path, directory: Path) -> bool:
+    """Whether a copy of `source` into `directory` would share its blocks (a reflink), found out by trying one."""
+    try:
+        import fcntl
+        import struct
+        import tempfile
+
+        with source.open("rb") as origin, tempfile.TemporaryFile(dir=directory) as probe:
+            if os.fstat(origin.fileno()).st_size < BLOCK:
+                return False
+            fcntl.ioctl(probe, _FICLONERANGE, struct.pack("qQQQ", origin.fileno(), 0, BLOCK, 0))
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and new names in `directory` durable, where the platform can (not on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file and fsync it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _step(source_offset: int, target_offset: int, left: int) -> int:
+    """Bytes for the next call: to the next block boundary while inside a block that both sides share, then `STEP`."""
+    into_block = source_offset % BLOCK
+    if into_block and into_block == target_offset % BLOCK:
+        return min(left, BLOCK - into_block)
+    return min(left, STEP)
+
+
+def _move_in_kernel(source: BinaryIO, source_offset: int, target: BinaryIO, target_offset: int, count: int) -> int:
+    return os.copy_file_range(source.fileno(), target.fileno(), count, source_offset, target_offset)
+
+
+def _move_through_memory(source: BinaryIO, source_offset: int, target: BinaryIO, target_offset: int, count: int) -> int:
+    source.seek(source_offset)
+    data = source.read(min(count, BUFFER))
+    target.seek(target_offset)
+    write_all(target, data)
+    return len(data)
+
+
+def write_all(target: BinaryIO, data: bytes | memoryview) -> None:
+    """Write all of `data` to an unbuffered file, which may take less than it is given."""
+    view = memoryview(data)
+    while view:
+        view = view[target.write(view) :]

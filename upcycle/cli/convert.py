@@ -1,0 +1,43 @@
+"""`upcycle plan` and `upcycle convert`."""
+
+import click
+
+from upcycle import recipe
+from upcycle.cli.options import command, json_option
+from upcycle.cli.progress import progress_bar
+from upcycle.cli.tables import print_account, print_json, warn
+from upcycle.pipeline import stages
+
+
+@command(recipe.Plan, example="upcycle plan mistralai/Mistral-7B-v0.1 --experts 8 --top-k 2")
+@json_option
+def plan(request: recipe.Plan, as_json: bool) -> None:
+    """See recipe.Plan."""
+    drafted = stages.plan(request)
+    if as_json:
+        print_json(drafted.account.as_json())
+    else:
+        print_account(drafted.account)
+        warn(drafted.warning)
+
+
+@command(recipe.Convert, example="upcycle convert mistralai/Mistral-7B-v0.1 mixtral --experts 8 --top-k 2")
+@json_option
+def convert(request: recipe.Convert, as_json: bool) -> None:
+    """See recipe.Convert."""
+    if request.dry_run:
+        drafted = stages.plan(request)
+    else:
+        with progress_bar("writing") as start:
+            drafted = stages.convert(request, lambda plan: start(plan.bytes_written))
+    if as_json:
+        print_json(drafted.account.as_json())
+    elif request.dry_run:
+        print_account(drafted.account)
+    else:
+        account = drafted.account
+        click.echo(
+            f"{request.out}: {account.total:,} parameters, {account.active:,} active, {account.disk / 1e9:.2f} GB in "
+            f"{account.files} file{'s' * (account.files > 1)}"
+        )
+    warn(drafted.warning)

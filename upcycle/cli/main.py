@@ -1,0 +1,91 @@
+"""The `upcycle` group, loaded command by command so that `--help` is instant, and the exit codes."""
+
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from upcycle import __version__
+from upcycle.errors import InputError, UpcycleError
+
+COMMANDS = {
+    "plan": "upcycle.cli.convert",
+    "convert": "upcycle.cli.convert",
+    "verify": "upcycle.cli.verify",
+    "generate": "upcycle.cli.generate",
+    "run": "upcycle.cli.run",
+    "demo": "upcycle.cli.run",
+}
+"""Command -> the module that holds it, in the order of a first use."""
+
+
+class Terminated(BaseException):
+    """SIGTERM: ends the work like Ctrl-C, with another exit code."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the commands in the order of a first use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return a command; None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="upcycle")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def group(debug: bool) -> None:
+    """Turn a dense language model into a mixture of experts, prove it, and use it.
+
+    \b
+    upcycle plan    MODEL             what would be written, from headers alone
+    upcycle convert MODEL OUT         dense checkpoint -> mixture of experts
+    upcycle verify  MODEL OUT         the proof that they compute the same
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; exit 0 done, 2 wrong request or input, 1 other failures, 130 Ctrl-C, 143 SIGTERM."""
+    debug = "--debug" in sys.argv[1:]
+    sys.argv[1:] = ["--debug"] * debug + [word for word in sys.argv[1:] if word != "--debug"]
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(group.main(standalone_mode=False) or 0)
+    except click.exceptions.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; --resume continues what is unfinished")
+        sys.exit(130)
+    except Terminated:
+        _say("terminated; --resume continues what is unfinished")
+        sys.exit(143)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:  # the last net: one line, the traceback on request
+        if debug:
+            raise
+        known = isinstance(error, UpcycleError)
+        _say(f"{'error' if known else f'internal error: {type(error).__name__}'}: {error}")
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _say(message: Any) -> None:
+    click.echo(f"upcycle: {message}", err=True)

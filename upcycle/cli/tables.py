@@ -1,0 +1,52 @@
+"""Tables for people and JSON for programs."""
+
+import json
+from typing import Any
+
+import click
+
+from upcycle.convert.account import Account
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as indented JSON."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def warn(message: str | None) -> None:
+    """Print a warning on stderr, if there is one."""
+    if message:
+        click.echo(f"upcycle: warning: {message}", err=True)
+
+
+def size(nbytes: float) -> str:
+    """Return bytes in decimal units, three digits: `93.4 GB`."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while nbytes >= 999.5 and len(units) > 1:
+        nbytes /= 1000
+        del units[0]
+    return f"{nbytes:.3g} {units[0]}"
+
+
+def print_account(account: Account) -> None:
+    """Print what a plan amounts to: a line per part, then memory, paths and the plan's hash."""
+    click.echo(f"{'part':<11}{'tensors':>9}{'parameters':>19}{'active':>19}{'bytes':>21}")
+    for part in account.parts:
+        click.echo(f"{part.role:<11}{part.tensors:>9,}{part.parameters:>19,}{part.active:>19,}{part.nbytes:>21,}")
+    tensors, nbytes = (sum(values) for values in zip(*((p.tensors, p.nbytes) for p in account.parts), strict=True))
+    click.echo(f"{'total':<11}{tensors:>9,}{account.total:>19,}{account.active:>19,}{nbytes:>21,}\n")
+    choices, layers = account.paths
+    rows = (
+        (
+            "disk",
+            f"{size(account.disk)} in {account.files} file(s); {size(account.computed)} computed, the rest copied",
+        ),
+        ("to convert", f"about {size(account.convert_memory)} of memory"),
+        ("to run", f"about {size(account.run_memory)}: weights and the cache of a 4,096-token sequence"),
+        ("to train", f"about {size(account.train_full_memory)} in full, {size(account.train_lora_memory)} by LoRA"),
+        ("expert paths", f"{choices} choices in each of {layers} layers: 10^{account.paths_log10:.1f}"),
+        ("function", "the same as the dense model's" if account.exact else "near the dense model's, not the same"),
+        ("plan", account.plan_hash[:16]),
+    )
+    for label, text in rows:
+        click.echo(f"{label:<14}{text}")

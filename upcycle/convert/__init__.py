@@ -1,0 +1,1 @@
+"""Dense checkpoint to mixture of experts, and the proof that it is one."""

@@ -1,0 +1,146 @@
+"""From a checkpoint and a request to a plan. Reads headers and side files, never weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from upcycle.checkpoint.header import TensorSpec
+from upcycle.checkpoint.reader import (
+    CHAT_TEMPLATE_FILES,
+    GENERATION_FILE,
+    TOKENIZER_FILES,
+    Checkpoint,
+    open_checkpoint,
+    present_files,
+)
+from upcycle.convert.methods import METHODS, is_exact
+from upcycle.convert.routers import check_router_can_learn, initial_router
+from upcycle.errors import InputError
+from upcycle.families.family import TensorRow
+from upcycle.families.match import Match, match
+from upcycle.plan.layout import lay_out
+from upcycle.plan.plan import Plan, Write
+from upcycle.plan.sources import Source
+from upcycle.recipe import Conversion
+
+DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+"""Option -> safetensors dtype."""
+DTYPE_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors dtype -> the word in config.json."""
+
+_LOSSLESS = {("F32", "F64"), ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64")}
+
+
+def build_plan(directory: Path, request: Conversion) -> Plan:
+    """Return the whole plan of converting the checkpoint in `directory`.
+
+    Raises CheckpointError, UnsupportedError or RecipeError for all that would go wrong, before a byte is written.
+    """
+    checkpoint = open_checkpoint(directory)
+    matched = match(checkpoint, request.ignore_config)
+    check_router_can_learn(matched.family, request)
+    writes = _writes(matched, checkpoint, request)
+    exact = is_exact(request) and all(_is_lossless(write) for write in writes)
+    return Plan(
+        shards=lay_out(writes, request.shard_bytes()),
+        config=_config(matched, request, writes),
+        files=_side_files(checkpoint, request),
+        sources={name: {"size": h.size, "header_sha256": h.sha256} for name, h in sorted(checkpoint.headers.items())},
+        exact=exact,
+        active_experts=request.top_k,
+        total_experts=request.experts,
+    )
+
+
+def _writes(matched: Match, checkpoint: Checkpoint, request: Conversion) -> list[Write]:
+    """Every output tensor, in the order of the source file, experts side by side."""
+    writes: list[Write] = []
+    for row in matched.family.tensors:
+        for layer in range(matched.sizes["L"]) if row.per_layer else (0,):
+            writes += _row_writes(row, layer, matched, checkpoint, request)
+    order = {name: number for number, name in enumerate(checkpoint.tensors)}
+    return sorted(writes, key=lambda write: order.get(_source_name(write), len(order)))
+
+
+def _source_name(write: Write) -> str:
+    spec = getattr(write.source, "tensor", None)
+    return "" if spec is None else str(spec.name)
+
+
+def _row_writes(row: TensorRow, layer: int, matched: Match, checkpoint: Checkpoint, request: Conversion) -> list[Write]:
+    if row.source is None:
+        name = row.target.format(layer=layer)
+        shape = (request.experts, matched.sizes["D"])
+        return [Write(name, _router_dtype(checkpoint, request), shape, row.role, initial_router(name, request))]
+    spec = checkpoint.tensors.get(row.source.format(layer=layer))
+    if spec is None:  # the head of a model with tied embeddings
+        return []
+    names = [row.target.format(layer=layer, expert=e) for e in range(request.experts if row.per_expert else 1)]
+    return [
+        Write(name, DTYPES.get(request.dtype, spec.dtype), spec.shape, row.role, _source(row, spec, name, request))
+        for name in names
+    ]
+
+
+def _source(row: TensorRow, spec: TensorSpec, target: str, request: Conversion) -> Source:
+    from upcycle.plan.sources import Copy
+
+    return METHODS[request.method](spec, target, request) if row.per_expert else Copy(spec)
+
+
+def _router_dtype(checkpoint: Checkpoint, request: Conversion) -> str:
+    """The dtype asked for, else that of most of the dense weights' bytes."""
+    return DTYPES.get(request.dtype) or _main_dtype(list(checkpoint.tensors.values()))
+
+
+def _main_dtype(tensors: list[TensorSpec] | list[Write]) -> str:
+    totals: dict[str, int] = {}
+    for tensor in tensors:
+        totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
+    return max(totals, key=lambda dtype: totals[dtype])
+
+
+def _is_lossless(write: Write) -> bool:
+    spec: TensorSpec | None = getattr(write.source, "tensor", None)
+    return spec is None or spec.dtype == write.dtype or (spec.dtype, write.dtype) in _LOSSLESS
+
+
+def _config(matched: Match, request: Conversion, writes: list[Write]) -> dict[str, Any]:
+    chosen: Mapping[str, int] = {"experts": request.experts, "top_k": request.top_k}
+    config = dict(matched.config)
+    config.update({name: chosen[what] for name, what in matched.family.expert_fields.items()})
+    config.update(matched.family.constants)
+    # transformers 5 reads `dtype`, programs made for 4 read `torch_dtype`
+    config["dtype"] = config["torch_dtype"] = DTYPE_WORDS[_main_dtype(writes)]
+    return config
+
+
+def _side_files(checkpoint: Checkpoint, request: Conversion) -> dict[str, Path]:
+    """Tokenizer, chat template and generation config, byte for byte; those asked for in place of the model's own."""
+    directory = checkpoint.directory
+    if request.tokenizer is not None:
+        directory = Path(request.tokenizer)
+        if not present_files(directory, TOKENIZER_FILES):
+            raise InputError("holds no tokenizer", where=directory, expected=" or ".join(TOKENIZER_FILES[:3]))
+    files = [*present_files(directory, (*TOKENIZER_FILES, *CHAT_TEMPLATE_FILES))]
+    files += present_files(checkpoint.directory, (GENERATION_FILE,))
+    named = {path.name: path for path in files}
+    if request.chat_template is not None:
+        template = Path(request.chat_template)
+        if not template.is_file():
+            raise InputError("no such file", where=template, hint="--chat-template names a Jinja file")
+        named = {name: path for name, path in named.items() if name not in CHAT_TEMPLATE_FILES}
+        named[CHAT_TEMPLATE_FILES[0]] = template
+    _check_json(named)
+    return named
+
+
+def _check_json(files: Mapping[str, Path]) -> None:
+    """A broken side file is refused now, not by the reader of the output."""
+    for name, path in files.items():
+        if name.endswith(".json"):
+            try:
+                json.loads(path.read_bytes())
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"not valid JSON ({error})", where=path) from None

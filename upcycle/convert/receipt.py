@@ -1,0 +1,109 @@
+"""`upcycle.json`: what was made, from what, by which recipe, and the hashes that let anyone check it.
+
+The receipt holds no time and no path, so the same conversion gives the same bytes wherever it is done.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import upcycle
+from upcycle.checkpoint.reader import Checkpoint
+from upcycle.checkpoint.staging import RECEIPT_FILE
+from upcycle.checkpoint.strict_json import read_object
+from upcycle.convert.account import Account
+from upcycle.errors import CheckpointError, RecipeError
+from upcycle.plan.plan import Plan
+from upcycle.recipe import Conversion, recorded
+
+FORMAT = 1
+"""Version of the receipt's own layout."""
+
+_CACHE_NAME = re.compile(r"models--(?P<organisation>.+?)--(?P<name>.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a checkpoint came from, as far as its directory tells."""
+
+    name: str  # the Hub id, or the directory's own name
+    revision: str | None  # commit on the Hub
+    etags: Mapping[str, str]  # weight file -> the Hub's etag (its SHA-256)
+
+    @staticmethod
+    def of(directory: Path) -> "Origin":
+        """Read the origin off a directory: the Hub's cache is `models--org--name/snapshots/REVISION/`."""
+        real = directory.resolve()
+        cached = _CACHE_NAME.fullmatch(real.parent.parent.name) if real.parent.name == "snapshots" else None
+        if cached is None:
+            return Origin(real.name, None, {})
+        etags = {p.name: p.resolve().name for p in sorted(real.glob("*.safetensors")) if p.is_symlink()}
+        return Origin(f"{cached['organisation']}/{cached['name']}", real.name, etags)
+
+
+def write_receipt(
+    plan: Plan, account: Account, request: Conversion, hashes: Mapping[str, str], origin: Origin
+) -> bytes:
+    """Return the receipt's bytes. `hashes` are the SHA-256 of the drawn and computed tensors."""
+    recipe = recorded(request)
+    recipe["model"] = origin.name
+    for name in ("tokenizer", "chat_template"):
+        recipe[name] = recipe[name] and Path(recipe[name]).name
+    receipt = {
+        "upcycle": FORMAT,
+        "versions": _versions(bool(hashes)),
+        "recipe": recipe,
+        "exact": plan.exact,
+        "parameters": {"total": account.total, "active": account.active},
+        "plan": plan.hash,
+        "source": {
+            "name": origin.name,
+            "revision": origin.revision,
+            "etags": dict(origin.etags),
+            "files": plan.sources,
+        },
+        "computed_sha256": dict(sorted(hashes.items())),
+    }
+    return json.dumps(receipt, indent=2).encode() + b"\n"
+
+
+def read_receipt(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the receipt in a checkpoint's directory; raise CheckpointError when there is none that can be read."""
+    path = checkpoint.directory / RECEIPT_FILE
+    if not path.exists():
+        raise CheckpointError(
+            "there is no receipt to hold the tensors against",
+            where=path,
+            hint="verify takes what `upcycle convert` wrote",
+        )
+    receipt = read_object(path)
+    if receipt.get("upcycle") != FORMAT:
+        raise CheckpointError("another receipt format", where=path, found=receipt.get("upcycle"), expected=FORMAT)
+    wanted = {"recipe": dict, "plan": str, "computed_sha256": dict, "versions": dict}
+    broken = [name for name, kind in wanted.items() if not isinstance(receipt.get(name), kind)]
+    if broken:
+        raise CheckpointError("damaged receipt", where=path, expected=f"{', '.join(broken)}")
+    return receipt
+
+
+def request_of(receipt: Mapping[str, Any], where: Path) -> Conversion:
+    """Return the conversion that a receipt records, for building its plan again."""
+    recipe = {**receipt["recipe"], "tokenizer": None, "chat_template": None, "allow_dead_router": True}
+    try:
+        recipe["ignore_config"] = tuple(recipe.get("ignore_config", ()))
+        return Conversion(**recipe)
+    except (TypeError, RecipeError) as error:
+        raise CheckpointError(f"damaged recipe in the receipt ({error})", where=where) from None
+
+
+def _versions(computed: bool) -> dict[str, str]:
+    """The versions on which the bytes depend: NumPy's only when something was drawn."""
+    versions = {"upcycle": upcycle.__version__}
+    if computed:
+        import numpy as np
+
+        versions["numpy"] = np.__version__
+    return versions

@@ -1,0 +1,202 @@
+"""Holding a checkpoint against the table: which family it is, whether all of it can be expressed, and as what.
+
+Everything is accounted for: a config field or tensor without a rule is refused by name, never dropped in silence.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from upcycle.checkpoint.reader import Checkpoint
+from upcycle.errors import CheckpointError, UnsupportedError
+from upcycle.families import rope
+from upcycle.families.family import Carry, Family, Keep, Only, Rule, Uniform
+from upcycle.families.table import ALREADY_MOE, DEFAULT_ROPE_THETA, FAMILIES
+
+MAX_SIZE = 2**31 - 1
+"""Largest dimension that a config may claim."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Dtypes of weights that are not quantised."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A dense checkpoint seen as a member of its family."""
+
+    family: Family
+    config: Mapping[str, Any]  # the MoE's config, but for what the conversion chooses
+    sizes: Mapping[str, int]  # the letters of `family.TensorRow.shape`, and L layers
+
+    def shape(self, letters: Sequence[str]) -> tuple[int, ...]:
+        """Return the shape that `letters` stand for."""
+        return tuple(self.sizes[letter] for letter in letters)
+
+
+def match(checkpoint: Checkpoint, ignored_fields: Sequence[str] = ()) -> Match:
+    """Find the family of `checkpoint` and hold its config and tensors against it.
+
+    Raises UnsupportedError for what the target cannot express, CheckpointError for a config that lies about the
+    tensors. `ignored_fields` names config fields that the user declares to have no influence.
+    """
+    family = find_family(checkpoint.config)
+    config = target_config(family, checkpoint.config, ignored_fields)
+    matched = Match(family, config, _sizes(config))
+    _check_tensors(matched, checkpoint)
+    return matched
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """Return the family of a source config; raise UnsupportedError when there is none."""
+    model_type = config.get("model_type")
+    experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
+    if experts:
+        raise UnsupportedError(
+            "the model is a mixture of experts already", found=f"{experts[0]} = {config[experts[0]]}, {model_type}"
+        )
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise UnsupportedError(
+            "no mixture of experts is known for this model",
+            found=f"model_type {model_type!r}",
+            expected=f"one of {', '.join(FAMILIES)}",
+        )
+    architectures = config.get("architectures")
+    if architectures not in (None, [family.dense_class]):
+        raise UnsupportedError(
+            "the checkpoint holds another kind of model", found=architectures, expected=family.dense_class
+        )
+    return family
+
+
+def target_config(family: Family, config: Mapping[str, Any], ignored_fields: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the MoE's config fields for a dense config; raise UnsupportedError listing every one without a place."""
+    result: dict[str, Any] = {"architectures": [family.moe_class], "model_type": family.moe}
+    problems: list[str] = []
+    for name, rule in family.fields.items():
+        problem = _apply(name, rule, config, result)
+        if problem:
+            problems.append(problem)
+    known = {*family.fields, *rope.FIELDS, "head_dim", *ignored_fields}
+    unknown = [name for name in config if name not in known]
+    problems += [f"{name} = {_brief(config[name])}: not known to have a counterpart" for name in unknown]
+    if problems:
+        raise UnsupportedError(
+            f"config.json says what {family.moe} cannot express: " + "; ".join(problems),
+            hint="if a field has no influence, --ignore-config NAME leaves it out" if unknown else None,
+        )
+    _derive_heads(config, result)
+    result.update(rope.rope_fields(config, DEFAULT_ROPE_THETA))
+    return result
+
+
+def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, Any]) -> str | None:
+    """Add what `rule` makes of the field to `result`, or return what is wrong with it."""
+    value = config.get(name)
+    if isinstance(rule, Carry):
+        result[name] = value = config.get(name, rule.default)
+        return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
+    if isinstance(rule, Keep) and name in config:
+        result[name] = value
+    if isinstance(rule, Only) and value is not None and value not in rule.values:
+        return f"{name} = {_brief(value)}: {rule.why}"
+    if isinstance(rule, Uniform) and value is not None and not _is_uniform(value, rule):
+        return f"{name} = {_brief(value)}: {rule.why}"
+    return None
+
+
+def _is_uniform(value: Any, rule: Uniform) -> bool:
+    if not isinstance(value, list):
+        return False
+    kinds = {str(item) for item in value}
+    return len(kinds) <= 1 and kinds <= set(rule.values)
+
+
+def _kind_problem(name: str, value: Any, kind: str) -> str | None:
+    good = {
+        "size": type(value) is int and 1 <= value <= MAX_SIZE,
+        "number": type(value) in (int, float) and 0 <= value < float("inf"),
+        "flag": type(value) is bool,
+        "any": True,
+    }[kind]
+    return None if good else f"{name} = {_brief(value)}: expected a {kind}"
+
+
+def _derive_heads(config: Mapping[str, Any], result: dict[str, Any]) -> None:
+    required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for name in required:
+        if result[name] is None:
+            raise UnsupportedError(f"config.json: {name} is null")
+    heads = result["num_attention_heads"]
+    result["num_key_value_heads"] = result["num_key_value_heads"] or heads
+    head_dim = config.get("head_dim")
+    result["head_dim"] = result["hidden_size"] // heads if head_dim is None else head_dim
+    problem = _kind_problem("head_dim", result["head_dim"], "size")
+    if problem:
+        raise UnsupportedError(f"config.json: {problem}")
+    if heads % result["num_key_value_heads"]:
+        raise UnsupportedError(
+            "config.json: num_attention_heads is not a multiple of num_key_value_heads",
+            found=f"{heads} and {result['num_key_value_heads']}",
+        )
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "V": config["vocab_size"],
+        "D": config["hidden_size"],
+        "F": config["intermediate_size"],
+        "Q": config["num_attention_heads"] * config["head_dim"],
+        "K": config["num_key_value_heads"] * config["head_dim"],
+        "L": config["num_hidden_layers"],
+    }
+
+
+def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
+    """Every expected tensor is there with its shape and a float dtype, and nothing else is."""
+    tensors, family = checkpoint.tensors, matched.family
+    _check_layers(matched.sizes["L"], checkpoint)
+    tied = matched.config["tie_word_embeddings"]
+    expected: set[str] = set()
+    for row, name in family.source_rows(matched.sizes["L"]):
+        expected.add(name)
+        spec = tensors.get(name)
+        if spec is None:
+            if row.tied_optional and tied:
+                continue
+            raise CheckpointError(f"tensor {name!r} is missing", where=checkpoint.directory)
+        shape = matched.shape(row.shape)
+        if spec.shape != shape:
+            raise CheckpointError(
+                f"tensor {name!r} does not match config.json", where=spec.path, found=spec.shape, expected=shape
+            )
+        if spec.dtype not in FLOATS:
+            raise UnsupportedError(
+                f"tensor {name!r} is quantised", where=spec.path, found=spec.dtype, expected=", ".join(FLOATS)
+            )
+    extra = [name for name in tensors if name not in expected]
+    unknown = [name for name in extra if not any(re.fullmatch(known, name) for known in family.ignored_tensors)]
+    if unknown:
+        raise UnsupportedError(
+            f"{len(unknown)} tensors have no place in {family.moe}",
+            where=checkpoint.directory,
+            found=", ".join(unknown[:4]),
+        )
+
+
+def _check_layers(expected: int, checkpoint: Checkpoint) -> None:
+    """Compare layer counts first: the most common lie of a config deserves its own sentence, and bounds the work."""
+    numbers = {int(found[1]) for name in checkpoint.tensors if (found := re.match(r"model\.layers\.(\d{1,9})\.", name))}
+    if len(numbers) != expected or (numbers and max(numbers) != expected - 1):
+        raise CheckpointError(
+            "the layers do not match config.json (num_hidden_layers)",
+            where=checkpoint.directory,
+            found=f"{len(numbers)} layers",
+            expected=f"{expected}, numbered from 0",
+            hint="the checkpoint is incomplete or its config is another model's",
+        )
+
+
+def _brief(value: Any) -> str:
+    return ascii(value)[:60]

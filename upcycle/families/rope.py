@@ -1,0 +1,47 @@
+"""Rotary position settings, read in every dialect that checkpoints use and written in all that readers need.
+
+transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`; both are found on the Hub.
+A reader that misses its dialect falls back to its own default and is silently wrong, so the output has all of them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from upcycle.errors import UnsupportedError
+
+FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings")
+"""The config fields that this module accounts for."""
+
+
+def rope_fields(config: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
+    """Return the output config's rope fields for a source config; raise UnsupportedError if it cannot be expressed."""
+    scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
+    for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
+        if value is not None and not isinstance(value, dict):
+            raise UnsupportedError(f"config.json: {name} is not an object", found=repr(value)[:60])
+    # transformers 5 gives rope_scaling the precedence when both are there (modeling_rope_utils.py)
+    chosen = dict(scaling or parameters or {})
+    if any(isinstance(value, dict) for value in chosen.values()):
+        raise UnsupportedError("config.json: rope settings differ between layer types, which the target cannot express")
+    chosen["rope_type"] = chosen.pop("rope_type", None) or chosen.get("type") or "default"
+    chosen.pop("type", None)
+    theta = chosen.pop("rope_theta", None) or config.get("rope_theta") or default_theta
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
+        raise UnsupportedError("config.json: rope_theta is not a positive number", found=repr(theta)[:60])
+    _refuse_partial(chosen, config)
+    return _in_all_dialects(chosen, theta, config.get("original_max_position_embeddings"))
+
+
+def _refuse_partial(chosen: dict[str, Any], config: Mapping[str, Any]) -> None:
+    factor = chosen.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor")
+    if factor not in (None, 1, 1.0):
+        raise UnsupportedError("config.json: partial_rotary_factor is not 1, which the target ignores", found=factor)
+
+
+def _in_all_dialects(chosen: dict[str, Any], theta: float, original_length: int | None) -> dict[str, Any]:
+    fields: dict[str, Any] = {"rope_theta": theta, "rope_parameters": {"rope_theta": theta, **chosen}}
+    if chosen["rope_type"] != "default":
+        fields["rope_scaling"] = dict(chosen)
+    if original_length is not None:
+        fields["original_max_position_embeddings"] = original_length
+    return fields

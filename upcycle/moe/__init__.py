@@ -1,0 +1,1 @@
+"""What stock transformers lacks: loading layer by layer, measures, probes. Torch lives here."""

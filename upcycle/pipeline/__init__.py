@@ -1,0 +1,1 @@
+"""Chains of stages; the only rooms that know several wings."""

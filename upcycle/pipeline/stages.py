@@ -1,0 +1,63 @@
+"""The commands as functions: find the model, then one call into a wing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from upcycle import recipe
+from upcycle.errors import InputError
+from upcycle.plan.execute import Advance
+from upcycle.plan.plan import Plan as PlanData
+
+if TYPE_CHECKING:
+    from upcycle.convert.convert import Draft
+    from upcycle.convert.verify import Report
+
+
+def locate(model: str) -> Path:
+    """Return the directory of a model given as a directory, a `.gguf` file or a Hub id.
+
+    A GGUF file is dequantised into a cache, a Hub id downloaded. Raises InputError when there is nothing there.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        from upcycle.convert.ingest import dequantised
+
+        return dequantised(path)
+    if path.exists():
+        raise InputError("is not a model", where=path, expected="a directory, a .gguf file or a Hub id")
+    from upcycle.ship.hub import download, is_hub_id
+
+    if not is_hub_id(model):
+        raise InputError("no such directory", where=model, expected="a directory, a .gguf file or a Hub id")
+    return download(model)
+
+
+def plan(request: recipe.Conversion) -> "Draft":
+    """Return what a conversion would write; see `upcycle.convert.build.build_plan` for what it raises."""
+    from upcycle.convert.convert import draft
+
+    return draft(locate(request.model), request)
+
+
+def convert(request: recipe.Convert, start: Callable[[PlanData], Advance] = lambda _: lambda _: None) -> "Draft":
+    """Convert a dense checkpoint; see `upcycle.convert.convert.convert`."""
+    from upcycle.convert.convert import convert as carry_out
+
+    return carry_out(locate(request.model), request, start)
+
+
+def verify(request: recipe.Verify, start: Callable[[PlanData], Advance] = lambda _: lambda _: None) -> "Report":
+    """Hold a mixture of experts against its dense model; see `upcycle.convert.verify.verify`."""
+    from upcycle.convert.verify import verify as carry_out
+
+    return carry_out(locate(request.dense), Path(request.moe), request, start)
+
+
+def generate(request: recipe.Generate, show: Callable[[str], None] = lambda _: None) -> str:
+    """Return what a model writes; `show` gets it piece by piece. See `upcycle.ship.generate.generate`."""
+    from upcycle.ship.generate import generate as carry_out
+
+    return carry_out(locate(request.model), request, show)

@@ -1,0 +1,127 @@
+"""Carrying out a plan: shard by shard into a staging directory, writes of a shard side by side.
+
+Every write knows its offset before anything is written, so workers need no order among themselves: each opens the
+files it needs, moves or computes its bytes, and hashes what it computed.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Event
+
+from upcycle.checkpoint.header import BLOCK
+from upcycle.checkpoint.staging import Staging
+from upcycle.checkpoint.writer import copy_range, shares_blocks, write_all
+from upcycle.errors import StagingError
+from upcycle.plan.layout import residue_of
+from upcycle.plan.plan import Plan, Shard, Write
+from upcycle.plan.sources import Copy
+
+Advance = Callable[[int], None]
+
+
+class _StoppedError(Exception):
+    """Raised inside a worker when another one failed or the user interrupted."""
+
+
+def execute(plan: Plan, staging: Staging, *, workers: int, advance: Advance) -> dict[str, str]:
+    """Write every shard of `plan` that `staging` does not hold yet.
+
+    `advance` is called with bytes as they are done, from worker threads. Returns the SHA-256 of every tensor that
+    was computed rather than copied. Raises OSError when the disk fails; finished shards stay for --resume.
+    """
+    for shard in plan.shards:
+        if shard.name in staging.done:
+            advance(shard.size)
+        else:
+            staging.record(shard.name, _write_shard(shard, staging.path, workers, advance))
+    return {name: digest for hashes in staging.done.values() for name, digest in sorted(hashes.items())}
+
+
+def check_space(plan: Plan, staging: Staging) -> None:
+    """Raise StagingError when the disk cannot hold what is left to write; shared blocks cost nothing."""
+    left = [shard for shard in plan.shards if shard.name not in staging.done]
+    needed = sum(shard.size for shard in left)
+    sharing = {path for path in plan.source_files() if shares_blocks(path, staging.path)}
+    needed -= sum(_shared_bytes(shard, sharing) for shard in left)
+    # Unfinished shards are written over, so what they take now is free for them.
+    held = sum(path.stat().st_blocks * 512 for shard in left if (path := staging.path / shard.name).exists())
+    free = _free_bytes(staging.path) + held
+    if needed > free:
+        raise StagingError(
+            f"{staging.path.parent}: not enough space; found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB"
+            f"{' beyond what is shared with the source' if sharing else ''}; choose an OUT on another disk"
+        )
+
+
+def _free_bytes(directory: Path) -> int:
+    import shutil
+
+    return shutil.disk_usage(directory).free
+
+
+def _shared_bytes(shard: Shard, sharing: set[Path]) -> int:
+    """Bytes of the whole blocks that the shard has in common with its sources, were all of them shareable."""
+    shared = 0
+    for write, offset in shard.placed():
+        aligned = write.is_copy and isinstance(write.source, Copy) and residue_of(write) == offset % BLOCK
+        if aligned and write.source.tensor.path in sharing:  # type: ignore[union-attr]
+            shared += max(0, (offset + write.nbytes) // BLOCK - -(-offset // BLOCK)) * BLOCK
+    return shared
+
+
+def _write_shard(shard: Shard, directory: Path, workers: int, advance: Advance) -> dict[str, str]:
+    """Write and sync one shard; return the hashes of its computed tensors."""
+    path = directory / shard.name
+    with path.open("wb", buffering=0) as file:
+        write_all(file, shard.header)
+        file.truncate(shard.size)
+    advance(len(shard.header))
+    hashes = _run_writes(shard, path, workers, advance)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return hashes
+
+
+def _run_writes(shard: Shard, path: Path, workers: int, advance: Advance) -> dict[str, str]:
+    stop = Event()
+
+    def guarded_advance(count: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        advance(count)
+
+    hashes: dict[str, str] = {}
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        jobs = {pool.submit(_perform, write, path, offset, guarded_advance): write for write, offset in shard.placed()}
+        try:
+            for job in as_completed(jobs):
+                digest = job.result()
+                if digest is not None:
+                    hashes[jobs[job].name] = digest
+        except BaseException:  # Ctrl-C too: the pool must not go on writing
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return hashes
+
+
+def _perform(write: Write, path: Path, offset: int, advance: Advance) -> str | None:
+    """Carry out one write; return the SHA-256 of its bytes if they were computed."""
+    with path.open("rb+", buffering=0) as target:
+        if write.is_copy and isinstance(write.source, Copy):
+            spec = write.source.tensor
+            with spec.path.open("rb", buffering=0) as source:
+                copy_range(source, spec.offset, target, offset, spec.nbytes, advance)
+            return None
+        from upcycle.plan.compute import encoded_blocks  # NumPy is met only when something is computed
+
+        digest = hashlib.sha256()
+        target.seek(offset)
+        for data in encoded_blocks(write):
+            write_all(target, data)
+            digest.update(data)
+            advance(len(data))
+        return digest.hexdigest()

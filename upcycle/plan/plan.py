@@ -1,0 +1,111 @@
+"""A plan: every tensor that a conversion writes, where each one comes from and where each one goes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from upcycle.checkpoint.header import build_header, tensor_bytes
+from upcycle.plan.sources import Copy, Source, describe, reads
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One output tensor and its source."""
+
+    name: str
+    dtype: str  # a safetensors dtype
+    shape: tuple[int, ...]
+    role: str  # embeddings, attention, norms, router, experts or head
+    source: Source
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return tensor_bytes(self.dtype, self.shape)
+
+    @property
+    def elements(self) -> int:
+        """Number of parameters."""
+        return prod(self.shape)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the bytes are moved as they are."""
+        return isinstance(self.source, Copy) and self.source.tensor.dtype == self.dtype
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file: its writes in the order of their bytes."""
+
+    name: str
+    writes: tuple[Write, ...]
+    residue: int | None  # offset of the data modulo the block size; None when no copy asks for one
+
+    @cached_property
+    def header(self) -> bytes:
+        """The bytes before the data."""
+        return build_header([(write.name, write.dtype, write.shape) for write in self.writes], residue=self.residue)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(write.nbytes for write in self.writes)
+
+    def placed(self) -> list[tuple[Write, int]]:
+        """Every write with its offset from the start of the file."""
+        offset, result = len(self.header), []
+        for write in self.writes:
+            result.append((write, offset))
+            offset += write.nbytes
+        return result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a conversion will do."""
+
+    shards: tuple[Shard, ...]
+    config: Mapping[str, Any]  # of the output model
+    files: Mapping[str, Path]  # side files copied as they are: output name -> source
+    sources: Mapping[str, Mapping[str, Any]]  # source files: name -> size and header sha256
+    exact: bool  # the output computes what the source computes
+    active_experts: int  # experts that one token uses, of `total_experts`
+    total_experts: int
+
+    @property
+    def writes(self) -> list[Write]:
+        """Every write, in file order."""
+        return [write for shard in self.shards for write in shard.writes]
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the plan as canonical JSON: equal hashes mean equal weights and config, on any machine."""
+        document = {
+            "sources": self.sources,
+            "config": self.config,
+            "shards": [
+                [shard.name, shard.residue, [[w.name, w.dtype, w.shape, describe(w.source)] for w in shard.writes]]
+                for shard in self.shards
+            ],
+        }
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+    def weight_map(self) -> dict[str, str]:
+        """Return tensor name -> shard name, sorted by tensor, as the index file has it."""
+        return dict(sorted((write.name, shard.name) for shard in self.shards for write in shard.writes))
+
+    def source_files(self) -> list[Path]:
+        """Every file that the writes read, sorted."""
+        specs = (reads(write.source) for write in self.writes)
+        return sorted({spec.path for spec in specs if spec is not None})

@@ -1,0 +1,158 @@
+"""What a user can ask for, as plain data: one dataclass per command.
+
+The command line, the recipes and their JSON Schema, the receipt and the Python API are all made from these fields,
+so an option is described once. A field's metadata says how it is shown:
+
+    help        one line for people
+    short       a one-letter flag
+    positional  an argument without a dash
+    group       the heading under which `--help` lists it
+    metavar     what the value is called
+    recorded    False: says how the work is done, not what comes out; left out of the receipt
+"""
+
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from upcycle.errors import RecipeError
+
+Dtype = Literal["keep", "f32", "f16", "bf16"]
+RouterInit = Literal["normal", "zeros"]
+Method = Literal["copy"]
+
+MAX_EXPERTS = 65536
+"""More experts than any published model has by two orders of magnitude; catches a slip of the keyboard."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """Return a dataclass field that is an option."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def argument(help: str, **metadata: Any) -> Any:
+    """Return a dataclass field that must be given."""
+    return field(metadata={"help": help, "positional": True, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What the mixture of experts shall be."""
+
+    model: str = argument("Dense checkpoint: a directory, a .gguf file or a Hub id (org/name, org/name@revision).")
+    experts: int = option(8, "Experts per layer.", group="Mixture of experts", short="n")
+    top_k: int = option(2, "Experts that each token uses.", group="Mixture of experts", short="k")
+    method: Method = option("copy", "How experts are made. copy: each is the dense FFN (2212.05055).", group="Experts")
+    noise: float = option(
+        0.0, "Add normal noise to the experts, as a fraction of each tensor's standard deviation.", group="Experts"
+    )
+    router: RouterInit = option("normal", "How routers start: drawn from N(0, std^2), or all zeros.", group="Routers")
+    router_std: float = option(0.02, "Standard deviation of drawn routers.", group="Routers")
+    allow_dead_router: bool = option(
+        False, "Accept settings under which the router can never learn.", group="Routers", recorded=False
+    )
+    seed: int = option(
+        0, "Seed of everything that is drawn; with a tensor's name it fixes its values.", group="Routers"
+    )
+    dtype: Dtype = option(
+        "keep", "Data type of the output's weights; keep leaves each tensor as it is.", group="Output"
+    )
+    max_shard_size: str = option("5GB", "Largest file, such as 500MB or 5GB.", group="Output", metavar="SIZE")
+    tokenizer: str | None = option(None, "Take the tokenizer from another directory.", group="Output", metavar="DIR")
+    chat_template: str | None = option(None, "Take the chat template from a file.", group="Output", metavar="FILE")
+    ignore_config: tuple[str, ...] = option(
+        (), "Leave out a config field that upcycle does not know (repeat for more).", group="Output", metavar="NAME"
+    )
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError for values that no conversion can have."""
+        _require(1 <= self.experts <= MAX_EXPERTS, "experts", self.experts, f"1 to {MAX_EXPERTS}")
+        _require(1 <= self.top_k <= self.experts, "top_k", self.top_k, f"1 to the {self.experts} experts")
+        _require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number, 0 or more")
+        _require(0 <= self.router_std < math.inf, "router_std", self.router_std, "a finite number, 0 or more")
+        self.shard_bytes()
+
+    def shard_bytes(self) -> int:
+        """Return `max_shard_size` in bytes."""
+        matched = _SIZE.fullmatch(self.max_shard_size.strip())
+        size = int(float(matched[1]) * _UNITS[(matched[2] or "").lower()]) if matched else 0
+        _require(size > 0, "max_shard_size", self.max_shard_size, "a size such as 500MB or 5GB")
+        return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Conversion):
+    """Show what a conversion would write, from headers alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert(Conversion):
+    """Turn a dense checkpoint into a mixture of experts."""
+
+    out: str = argument("Directory to write.", recorded=False)
+    resume: bool = option(False, "Continue an interrupted conversion.", group="Running", recorded=False)
+    overwrite: bool = option(False, "Replace OUT once the new output is complete.", group="Running", recorded=False)
+    dry_run: bool = option(
+        False, "Check everything and print the plan; write nothing.", group="Running", recorded=False
+    )
+    workers: int = option(
+        0, "Threads that move and compute tensors; 0 chooses.", group="Running", recorded=False, metavar="N"
+    )
+
+    def __post_init__(self) -> None:
+        """As Conversion, and a number of workers that exists."""
+        super().__post_init__()
+        _require(0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Prove that a mixture of experts is what its receipt says."""
+
+    dense: str = argument("The dense checkpoint it was made from.")
+    moe: str = argument("The directory that `upcycle convert` wrote.")
+    text: str | None = option(None, "Text to run both models on; a short one is built in.", metavar="FILE")
+    tokens: int = option(512, "How many tokens of the text to use.")
+    tensors_only: bool = option(False, "Compare the tensors and do not run the models.")
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError for a number of tokens that cannot be run."""
+        _require(2 <= self.tokens <= 10**6, "tokens", self.tokens, "2 to a million")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Let a model write."""
+
+    model: str = argument("A model directory or Hub id, dense or not.")
+    prompt: str = argument("What it goes on from, or what it is asked if it has a chat template.")
+    max_new_tokens: int = option(64, "Tokens to write at most.")
+    temperature: float = option(0.0, "0 takes the likeliest token; above it tokens are sampled.")
+    seed: int = option(0, "Seed of the sampling.")
+    chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
+    device: str = option("auto", "Where to run: cpu, cuda, cuda:1, mps; auto takes the first that is there.")
+    dtype: str = option("auto", "Data type to run in: auto (as stored), f32, f16 or bf16.")
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError for lengths and temperatures that make no sense."""
+        _require(1 <= self.max_new_tokens <= 10**6, "max_new_tokens", self.max_new_tokens, "1 to a million")
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "a finite number, 0 or more")
+        _require(self.dtype in ("auto", "f32", "f16", "bf16"), "dtype", self.dtype, "auto, f32, f16 or bf16")
+
+
+def recorded(request: Conversion) -> dict[str, Any]:
+    """Return the fields of `request` that decide what comes out, as JSON data for the receipt."""
+    names = [item.name for item in fields(request) if item.metadata.get("recorded", True)]
+    values = asdict(request)
+    return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}
+
+
+def _require(good: bool, name: str, found: object, expected: str) -> None:
+    if not good:
+        raise RecipeError(
+            f"{name} is out of range", found=found, expected=expected, hint=f"set it with --{name.replace('_', '-')}"
+        )

@@ -1,0 +1,1 @@
+"""To the Hub and to other readers."""
