@@ -37,6 +37,7 @@ lint: install
 
 docs: install
 	$(BIN)/python -m tests.cli_reference > docs/cli.md
+	$(BIN)/upcycle run --schema > recipes/recipe.schema.json
 
 bench: install
 	$(BIN)/python -m benchmarks.convert

@@ -1,12 +1,16 @@
 """Small random models of every variant, and the real SmolLM2-135M."""
 
+import json
 import os
+import struct
 
 # Before any library that reads them is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("UPCYCLE_CACHE", "build/cache")
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 
 from tests.assets import fetch
 from tests.models import VARIANTS, save_dense
+from upcycle.pipeline.stages import locate
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,10 +50,11 @@ def tiny(dense: Callable[[str], Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The real SmolLM2-135M-Instruct as a dequantised checkpoint directory."""
-    from upcycle.pipeline.stages import locate
-
-    return locate(str(fetch(ROOT / "build/assets/SmolLM2-135M-Instruct.gguf")))
+    """The real SmolLM2-135M-Instruct as a dequantised checkpoint directory, made by the command line."""
+    gguf = str(fetch(ROOT / "build/assets/SmolLM2-135M-Instruct.gguf"))
+    # In a process of its own: the GGUF reader leaves files open, which is an error here.
+    subprocess.run([sys.executable, "-m", "upcycle.cli", "plan", gguf], check=True, stdout=subprocess.DEVNULL)
+    return locate(gguf)
 
 
 @pytest.fixture
@@ -65,3 +71,31 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
 def request_fields(**fields: Any) -> dict[str, Any]:
     """The fields of a small conversion, with some replaced."""
     return {"experts": 4, "top_k": 2, **fields}
+
+
+def run_convert(model: Path, out: Path, **fields: Any) -> Path:
+    """Convert `model` as a small request, with some fields replaced; return `out`."""
+    from upcycle.pipeline.stages import convert
+    from upcycle.recipe import Convert
+
+    convert(Convert(model=str(model), out=str(out), **request_fields(**fields)))
+    return out
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file below `directory` with its bytes."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def raw_safetensors(path: Path, header: bytes | Mapping[str, Any], data: bytes = b"") -> Path:
+    """Write a safetensors file whose header may be nonsense."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def edit_json(path: Path, **changes: Any) -> Path:
+    """Replace fields of a JSON object on disk; a field set to `...` is removed. Return `path`."""
+    value = {**json.loads(path.read_bytes()), **changes}
+    path.write_text(json.dumps({name: item for name, item in value.items() if item is not ...}))
+    return path

@@ -12,6 +12,7 @@ option helps; those three are attributes, so that tests and programs can read th
 """
 
 from pathlib import Path
+from typing import Any
 
 
 class UpcycleError(Exception):
@@ -62,3 +63,8 @@ class UnsupportedError(InputError):
 
 class RecipeError(InputError):
     """A recipe or a combination of options is wrong."""
+
+    def __init__(self, what: str, *, option: str | None = None, **parts: Any) -> None:
+        """As InputError; `option` is the field that is to blame, where it is one."""
+        super().__init__(what, **parts)
+        self.option = option

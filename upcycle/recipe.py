@@ -1,24 +1,19 @@
 """What a user can ask for, as plain data: one dataclass per command.
 
 The command line, the recipes and their JSON Schema, the receipt and the Python API are all made from these fields,
-so an option is described once. A field's metadata says how it is shown:
-
-    help        one line for people
-    short       a one-letter flag
-    positional  an argument without a dash
-    group       the heading under which `--help` lists it
-    metavar     what the value is called
-    recorded    False: says how the work is done, not what comes out; left out of the receipt
+so an option is described once; `upcycle.option` says how.
 """
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from upcycle.errors import RecipeError
+from upcycle.option import argument, option, options_of
 
 Dtype = Literal["keep", "f32", "f16", "bf16"]
+RunDtype = Literal["auto", "f32", "f16", "bf16"]
 RouterInit = Literal["normal", "zeros"]
 Method = Literal["copy"]
 
@@ -27,16 +22,6 @@ MAX_EXPERTS = 65536
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """Return a dataclass field that is an option."""
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-def argument(help: str, **metadata: Any) -> Any:
-    """Return a dataclass field that must be given."""
-    return field(metadata={"help": help, "positional": True, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,24 +120,24 @@ class Generate:
     seed: int = option(0, "Seed of the sampling.")
     chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
     device: str = option("auto", "Where to run: cpu, cuda, cuda:1, mps; auto takes the first that is there.")
-    dtype: str = option("auto", "Data type to run in: auto (as stored), f32, f16 or bf16.")
+    dtype: RunDtype = option("auto", "Data type to run in; auto is as stored.")
 
     def __post_init__(self) -> None:
         """Raise RecipeError for lengths and temperatures that make no sense."""
         _require(1 <= self.max_new_tokens <= 10**6, "max_new_tokens", self.max_new_tokens, "1 to a million")
         _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "a finite number, 0 or more")
-        _require(self.dtype in ("auto", "f32", "f16", "bf16"), "dtype", self.dtype, "auto, f32, f16 or bf16")
 
 
 def recorded(request: Conversion) -> dict[str, Any]:
     """Return the fields of `request` that decide what comes out, as JSON data for the receipt."""
-    names = [item.name for item in fields(request) if item.metadata.get("recorded", True)]
     values = asdict(request)
+    names = [option.name for option in options_of(type(request)).values() if option.recorded]
     return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}
 
 
 def _require(good: bool, name: str, found: object, expected: str) -> None:
     if not good:
+        flag = f"--{name.replace('_', '-')}"
         raise RecipeError(
-            f"{name} is out of range", found=found, expected=expected, hint=f"set it with --{name.replace('_', '-')}"
+            f"{name} is out of range", found=found, expected=expected, hint=f"set it with {flag}", option=name
         )

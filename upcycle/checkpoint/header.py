@@ -31,6 +31,7 @@ DTYPE_BITS: Mapping[str, int] = {
 
 _LFS_MAGIC = b"version https://git-lfs"
 _MAX_SIZE = 2**63 - 1
+_MAX_DIMENSIONS = 64  # of torch and NumPy
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,10 @@ def _spec(name: str, entry: Any, path: Path, data_start: int) -> TensorSpec:
         raise CheckpointError("unknown dtype", where=where, found=repr(dtype)[:40])
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         raise CheckpointError("shape and data_offsets must be lists of non-negative integers", where=where)
+    if len(shape) > _MAX_DIMENSIONS:
+        raise CheckpointError(
+            "too many dimensions", where=where, found=len(shape), expected=f"at most {_MAX_DIMENSIONS}"
+        )
     start, end = offsets
     if not _fits(shape) or prod(shape) * DTYPE_BITS[dtype] != (end - start) * 8:
         raise CheckpointError(

@@ -55,9 +55,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if not directory.is_dir():
         raise CheckpointError("no such model directory", where=directory)
     config = read_object(_inside(directory, CONFIG_FILE))
-    headers = _read_shards(directory)
-    _refuse_duplicates(headers)
-    return Checkpoint(directory, config, headers)
+    return Checkpoint(directory, config, _read_shards(directory))
 
 
 def present_files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
@@ -100,6 +98,7 @@ def _read_indexed(directory: Path, single_exists: bool) -> dict[str, Header]:
             expected=", ".join(missing), hint="the download is incomplete",
         )  # fmt: skip
     headers = {name: read_header(_inside(directory, name)) for name in names}
+    _refuse_duplicates(headers)
     _check_index(weight_map, headers, path)
     return headers
 

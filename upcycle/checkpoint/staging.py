@@ -2,7 +2,7 @@
 
 `OUT.partial/` holds finished and unfinished shards and `state.jsonl`: first a line with the fingerprint of the
 plan and its sources, then a line for every shard that is complete and on disk. A shard without a line is written
-again, so a kill at any moment costs at most one shard. The state file is also the lock against a second writer.
+again, so a kill at any moment costs at most one shard. A lock on the directory keeps a second writer out.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ from upcycle.errors import InputError, StagingError
 
 STATE_FILE = "state.jsonl"
 RECEIPT_FILE = "upcycle.json"
+_SUFFIX = ".partial"
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -30,6 +31,7 @@ class Staging:
 
     out: Path
     path: Path
+    overwrite: bool = False
     done: dict[str, dict[str, str]] = field(default_factory=dict)  # finished shard -> sha256 of its computed tensors
 
     def record(self, shard: str, hashes: Mapping[str, str]) -> None:
@@ -43,12 +45,16 @@ class Staging:
 
     def commit(self) -> None:
         """Give the finished directory its name; whatever `OUT` held before is gone only afterwards."""
+        try:
+            check_out(self.out, (), overwrite=self.overwrite)  # again: hours may have passed
+        except InputError as error:
+            raise StagingError(f"{error}; what is finished is kept in {self.path}") from None
         (self.path / STATE_FILE).unlink()
         sync_directory(self.path)
         if self.out.exists() and any(self.out.iterdir()):
             _exchange(self.path, self.out)
             sync_directory(self.out.parent)
-            shutil.rmtree(self.path)
+            _remove(self.path)
         else:
             self.path.replace(self.out) if os.name != "nt" else _replace_empty(self.path, self.out)
         sync_directory(self.out.parent)
@@ -56,16 +62,17 @@ class Staging:
 
 def staging_path(out: Path) -> Path:
     """Where the unfinished output of `out` lives."""
-    return out.with_name(out.name + ".partial")
+    return out.with_name(out.name + _SUFFIX)
 
 
 def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
     """Raise InputError unless `out` is free, or may be replaced, and does not touch a source directory."""
-    real = out.resolve()
+    if out.name in ("", "..") or out.name.endswith(_SUFFIX):
+        raise InputError(
+            "OUT cannot have this name", where=out, expected=f"a name of its own, without {_SUFFIX} at its end"
+        )
     for source in sources:
-        origin = source.resolve()
-        if real == origin or real.is_relative_to(origin) or origin.is_relative_to(real):
-            raise InputError("OUT and MODEL overlap", where=out, hint="write to a directory outside the model")
+        _check_apart(out, source.resolve())
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError("OUT is not a directory", where=out, hint="choose another OUT")
     if not out.exists() or not any(out.iterdir()):
@@ -81,18 +88,26 @@ def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
         )
 
 
+def _check_apart(out: Path, source: Path) -> None:
+    for place in (out.resolve(), staging_path(out).resolve()):
+        if place.is_relative_to(source) or source.is_relative_to(place):
+            raise InputError("OUT and MODEL overlap", where=out, hint="write to a directory outside the model")
+
+
 @contextmanager
 def open_staging(out: Path, fingerprint: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[Staging]:
     """Open (and lock) the staging directory of `out` for work described by `fingerprint`, a JSON value.
 
     With `resume`, finished shards of the same fingerprint are kept; with `overwrite`, an unfinished one is discarded.
-    Raises InputError when an unfinished conversion is in the way, StagingError when another process is writing.
+    A refusal inside removes it, since going on would meet it again. Raises InputError when an unfinished conversion
+    is in the way, StagingError when another process is writing.
     """
-    staging = Staging(out, staging_path(out))
+    staging = Staging(out, staging_path(out), overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     found = staging.path.exists()
     staging.path.mkdir(exist_ok=True)
     with _locked(staging.path):
+        _refuse_foreign(staging.path)
         if _is_replaced_output(staging.path) or (overwrite and not resume):
             _clear(staging.path)
         elif found and not resume:
@@ -106,14 +121,19 @@ def open_staging(out: Path, fingerprint: Mapping[str, Any], *, resume: bool, ove
             raise InputError(
                 "the unfinished conversion there has another plan or another source",
                 where=staging.path,
-                found=_brief(lines[0]),
-                expected=_brief(fingerprint),
+                found=_difference(lines[0], fingerprint),
+                expected=_difference(fingerprint, lines[0]),
                 hint="--overwrite without --resume starts again",
             )
         if not lines:
             write_durably(staging.path / STATE_FILE, (json.dumps(fingerprint) + "\n").encode())
         staging.done = {line["shard"]: line["sha256"] for line in lines[1:]}
-        yield staging
+        try:
+            yield staging
+        except BaseException as error:
+            if isinstance(error, InputError) or [entry.name for entry in staging.path.glob("*")] == [STATE_FILE]:
+                _remove(staging.path)
+            raise
 
 
 def _read_state(path: Path) -> list[dict[str, Any]]:
@@ -147,9 +167,23 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _remove(path: Path) -> None:
+    _clear(path)
+    path.rmdir()
+
+
 def _clear(path: Path) -> None:
-    for entry in path.iterdir():
+    """Empty the directory; the files that show it to be upcycle's go last, for a kill in between."""
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name in (STATE_FILE, RECEIPT_FILE)):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _refuse_foreign(path: Path) -> None:
+    names = {entry.name for entry in path.iterdir()}
+    if names and not names & {STATE_FILE, RECEIPT_FILE}:
+        raise InputError(
+            "is in the way and was not made by upcycle", where=path, hint="move it away or choose another OUT"
+        )
 
 
 def _is_replaced_output(path: Path) -> bool:
@@ -178,5 +212,6 @@ def _replace_empty(staged: Path, out: Path) -> None:
     staged.rename(out)
 
 
-def _brief(fingerprint: Mapping[str, Any]) -> str:
-    return f"plan {str(fingerprint.get('plan'))[:12]}"
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return the entries of `one` that `other` has not."""
+    return ", ".join(f"{name} {str(value)[:80]}" for name, value in one.items() if other.get(name) != value)

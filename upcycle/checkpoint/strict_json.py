@@ -1,6 +1,7 @@
-"""JSON that comes from outside: duplicate keys, NaN, deep nesting and wrong encodings are refused."""
+"""JSON that comes from outside: duplicate keys, NaN, infinity, deep nesting and wrong encodings are refused."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,12 @@ def parse_json(data: bytes, where: str | Path) -> Any:
     """Return the value of UTF-8 JSON `data`; raise CheckpointError naming `where` if it is not strict JSON."""
     try:
         # Decoded here, not by json.loads, which would also accept UTF-16 and UTF-32.
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=_refuse_constant,
+        )
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise CheckpointError(f"not valid JSON ({reason})", where=where) from None
@@ -46,6 +52,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"duplicate key {key!r}")
         result[key] = value
     return result
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):  # 1e999: would be written again as Infinity, which is not JSON
+        raise ValueError(f"{digits[:40]} is out of range")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

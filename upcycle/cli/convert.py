@@ -1,11 +1,9 @@
 """`upcycle plan` and `upcycle convert`."""
 
-import click
-
 from upcycle import recipe
 from upcycle.cli.options import command, json_option
 from upcycle.cli.progress import progress_bar
-from upcycle.cli.tables import print_account, print_json, warn
+from upcycle.cli.tables import print_account, print_json, print_written, warn
 from upcycle.pipeline import stages
 
 
@@ -35,9 +33,5 @@ def convert(request: recipe.Convert, as_json: bool) -> None:
     elif request.dry_run:
         print_account(drafted.account)
     else:
-        account = drafted.account
-        click.echo(
-            f"{request.out}: {account.total:,} parameters, {account.active:,} active, {account.disk / 1e9:.2f} GB in "
-            f"{account.files} file{'s' * (account.files > 1)}"
-        )
+        print_written(request.out, drafted.account)
     warn(drafted.warning)

@@ -17,7 +17,7 @@ COMMANDS = {
     "verify": "upcycle.cli.verify",
     "generate": "upcycle.cli.generate",
     "run": "upcycle.cli.run",
-    "demo": "upcycle.cli.run",
+    "demo": "upcycle.cli.demo",
 }
 """Command -> the module that holds it, in the order of a first use."""
 
@@ -66,11 +66,11 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; --resume continues what is unfinished")
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _say("; ".join(["interrupted", *_notes(stop)]))
         sys.exit(130)
-    except Terminated:
-        _say("terminated; --resume continues what is unfinished")
+    except Terminated as stop:
+        _say("; ".join(["terminated", *_notes(stop)]))
         sys.exit(143)
     except BrokenPipeError:
         sys.stderr.close()
@@ -85,6 +85,12 @@ def main() -> NoReturn:
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What the code that was interrupted had to say; click raises its Abort from the KeyboardInterrupt."""
+    cause = error.__cause__ or error.__context__ or error
+    return [*getattr(error, "__notes__", []), *(getattr(cause, "__notes__", []) if cause is not error else [])]
 
 
 def _say(message: Any) -> None:

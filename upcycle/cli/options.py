@@ -1,11 +1,11 @@
 """Commands made from the dataclasses of `upcycle.recipe`: one field, one option, one line of help."""
 
-import types
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import click
+
+from upcycle.option import Option, options_of
 
 Request = TypeVar("Request")
 
@@ -55,57 +55,38 @@ def command(request: type[Request], *, example: str) -> Callable[[Callable[..., 
     """Return a decorator that makes a click command of `f(request, **other)`; its help is the request's docstring."""
 
     def decorate(function: Callable[..., int | None]) -> GroupedCommand:
-        names = [item.name for item in fields(request)]  # type: ignore[arg-type]
+        options = options_of(request)
 
         def callback(**values: Any) -> int | None:
-            asked = request(**{name: values.pop(name) for name in names})
+            asked = request(**{name: values.pop(name) for name in options})
             return function(asked, **values)
 
-        parameters = [_parameter(item, hint) for item, hint in _described(request)]
+        parameters = [_parameter(option) for option in options.values()]
         parameters += reversed(getattr(function, "__click_params__", []))
         made = GroupedCommand(
             function.__name__, callback=callback, params=parameters, help=request.__doc__, no_args_is_help=True
         )
-        made.groups = {
-            item.name: "Arguments" if item.metadata.get("positional") else item.metadata.get("group", "Options")
-            for item, _ in _described(request)
-        }
+        made.groups = {name: option.group for name, option in options.items()}
         made.example = example
         return made
 
     return decorate
 
 
-def _described(request: type[Any]) -> list[tuple[Field[Any], Any]]:
-    """The fields with their types; positional ones as the usage line has them, MODEL first."""
-    hints = get_type_hints(request)
-    return [(item, hints[item.name]) for item in fields(request)]
-
-
-def _parameter(item: Field[Any], hint: Any) -> click.Parameter:
-    kind, multiple, optional = _click_type(hint)
-    metadata = item.metadata
-    if metadata.get("positional"):
-        return HelpfulArgument([item.name], help=metadata["help"], type=kind)
-    flag = f"--{item.name.replace('_', '-')}"
-    names = [item.name, flag, *([f"-{metadata['short']}"] if "short" in metadata else [])]
-    if kind is bool:
-        names[1] = f"{flag}/--no-{flag[2:]}" if optional else flag
-    default = None if item.default is MISSING else item.default
-    shown = not (default is None or default is False or default == ())
+def _parameter(option: Option) -> click.Parameter:
+    kind = click.Choice(option.choices) if option.choices else option.kind
+    if option.positional:
+        return HelpfulArgument([option.name], help=option.help, type=kind)
+    flag = f"--{option.name.replace('_', '-')}"
+    if option.kind is bool and option.nullable:
+        flag = f"{flag}/--no-{flag[2:]}"
     return click.Option(
-        names, type=kind, default=default, help=metadata["help"], multiple=multiple, show_default=shown,
-        metavar=metadata.get("metavar"), is_flag=kind is bool,
-    )  # fmt: skip
-
-
-def _click_type(hint: Any) -> tuple[Any, bool, bool]:
-    """Return click's type for a field's type, whether it repeats, and whether it may be None."""
-    if get_origin(hint) in (Union, types.UnionType):
-        inner = next(part for part in get_args(hint) if part is not type(None))
-        return (*_click_type(inner)[:2], True)
-    if get_origin(hint) is tuple:
-        return get_args(hint)[0], True, False
-    if get_origin(hint) is Literal:
-        return click.Choice(get_args(hint)), False, False
-    return hint, False, False
+        [option.name, flag, *([f"-{option.short}"] if option.short else [])],
+        type=kind,
+        default=option.default,
+        help=option.help,
+        multiple=option.many,
+        show_default=not any(option.default is blank for blank in (None, False, ())),
+        metavar=option.metavar,
+        is_flag=option.kind is bool,
+    )

@@ -1,11 +1,14 @@
 """Tables for people and JSON for programs."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from upcycle.convert.account import Account
+
+if TYPE_CHECKING:
+    from upcycle.convert.verify import Report
 
 
 def print_json(value: Any) -> None:
@@ -50,3 +53,18 @@ def print_account(account: Account) -> None:
     )
     for label, text in rows:
         click.echo(f"{label:<14}{text}")
+
+
+def print_written(out: str, account: Account) -> None:
+    """Print what a conversion has written."""
+    click.echo(
+        f"{out}: {account.total:,} parameters, {account.active:,} active, {size(account.disk)} "
+        f"in {account.files} file{'s' * (account.files > 1)}"
+    )
+
+
+def print_report(report: "Report") -> None:
+    """Print a verification: a line per check, and the verdict."""
+    for line in report.lines:
+        click.echo(f"{line.verdict:<6}{line.name:<18}{line.text}")
+    click.echo("verified" if report.passed else "NOT VERIFIED")

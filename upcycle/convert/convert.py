@@ -14,7 +14,7 @@ from upcycle.convert.account import Account, account
 from upcycle.convert.build import build_plan
 from upcycle.convert.receipt import Origin, write_receipt
 from upcycle.convert.routers import router_warning
-from upcycle.errors import StagingError
+from upcycle.errors import StagingError, UpcycleError
 from upcycle.plan.execute import Advance, check_space, execute
 from upcycle.plan.plan import Plan
 from upcycle.recipe import Conversion, Convert
@@ -58,11 +58,16 @@ def convert(directory: Path, request: Convert, start: Callable[[Plan], Advance])
             _write_side_files(drafted.plan, staging, receipt)
             staging.commit()
     except OSError as error:
-        raise StagingError(
-            f"{error.filename or staging_path(out)}: {error.strerror}; what is finished is kept in "
-            f"{staging_path(out)} and --resume continues from it"
-        ) from error
+        raise StagingError(f"{error.filename or staging_path(out)}: {error.strerror}; {_kept(out)}") from error
+    except BaseException as error:  # Ctrl-C and SIGTERM: whoever reports them can say what is left
+        if staging_path(out).exists() and not isinstance(error, UpcycleError):
+            error.add_note(_kept(out))
+        raise
     return drafted
+
+
+def _kept(out: Path) -> str:
+    return f"what is finished is kept in {staging_path(out)}, and --resume continues from it"
 
 
 def _workers(request: Conversion) -> int:
@@ -70,8 +75,9 @@ def _workers(request: Conversion) -> int:
 
 
 def _modified(plan: Plan) -> dict[str, int]:
-    """When each source file was last changed: a resumed conversion must not mix two versions of a model."""
-    return {path.name: path.stat().st_mtime_ns for path in plan.source_files()}
+    """When each file was last changed: a resumed conversion must not mix two versions of a model or tokenizer."""
+    files = {path.name: path for path in plan.source_files()} | dict(plan.files)
+    return {name: path.stat().st_mtime_ns for name, path in sorted(files.items())}
 
 
 def _write_side_files(plan: Plan, staging: Staging, receipt: bytes) -> None:

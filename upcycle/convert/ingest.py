@@ -4,6 +4,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 from upcycle.errors import InputError
@@ -23,7 +25,8 @@ def dequantised(path: Path) -> Path:
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix="unfinished-", dir=directory.parent))
         try:
-            _dequantise(path, scratch)
+            with redirect_stderr(StringIO()):  # progress bars that cannot be switched off
+                _dequantise(path, scratch)
             for made in (scratch, *scratch.iterdir()):  # private until now, as mkdtemp and safetensors make them
                 made.chmod(0o755 if made.is_dir() else 0o644)
             scratch.replace(directory)

@@ -85,6 +85,10 @@ class Family:
     expert_fields: Mapping[str, str]  # config field of the MoE -> "experts" or "top_k"
     constants: Mapping[str, Any]  # further fields of the MoE's config
     ignored_tensors: tuple[str, ...]  # regular expressions: buffers of old checkpoints that no reader uses
+    fused: Mapping[str, tuple[str, ...]]  # parameter of a stock layer -> its parts on disk, per expert, in memory order
+    moe_block: str  # modules of a stock layer: the sparse FFN, its router, its experts
+    router: str
+    experts: str
     renormalises: bool  # the router divides the top-k weights by their sum, whatever the config says
 
     def source_rows(self, layers: int) -> Iterator[tuple[TensorRow, str]]:

@@ -25,7 +25,7 @@ def rope_fields(config: Mapping[str, Any], default_theta: float) -> dict[str, An
         raise UnsupportedError("config.json: rope settings differ between layer types, which the target cannot express")
     chosen["rope_type"] = chosen.pop("rope_type", None) or chosen.get("type") or "default"
     chosen.pop("type", None)
-    theta = chosen.pop("rope_theta", None) or config.get("rope_theta") or default_theta
+    theta = _first(chosen.pop("rope_theta", None), config.get("rope_theta"), default_theta)
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
         raise UnsupportedError("config.json: rope_theta is not a positive number", found=repr(theta)[:60])
     _refuse_partial(chosen, config)
@@ -33,9 +33,14 @@ def rope_fields(config: Mapping[str, Any], default_theta: float) -> dict[str, An
 
 
 def _refuse_partial(chosen: dict[str, Any], config: Mapping[str, Any]) -> None:
-    factor = chosen.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor")
+    factor = _first(chosen.pop("partial_rotary_factor", None), config.get("partial_rotary_factor"))
     if factor not in (None, 1, 1.0):
         raise UnsupportedError("config.json: partial_rotary_factor is not 1, which the target ignores", found=factor)
+
+
+def _first(*values: Any) -> Any:
+    """Return the first value that is not null; zero counts, so that it is refused rather than passed over."""
+    return next((value for value in values if value is not None), None)
 
 
 def _in_all_dialects(chosen: dict[str, Any], theta: float, original_length: int | None) -> dict[str, Any]:

@@ -111,6 +111,17 @@ _MIXTRAL = {
     "expert_fields": {"num_local_experts": "experts", "num_experts": "experts", "num_experts_per_tok": "top_k"},
     "constants": {"output_router_logits": False, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0},
     "ignored_tensors": (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+    "fused": {
+        "mlp.gate.weight": ("block_sparse_moe.gate.weight",),
+        "mlp.experts.gate_up_proj": (
+            "block_sparse_moe.experts.{expert}.w1.weight",
+            "block_sparse_moe.experts.{expert}.w3.weight",
+        ),
+        "mlp.experts.down_proj": ("block_sparse_moe.experts.{expert}.w2.weight",),
+    },
+    "moe_block": "mlp",
+    "router": "mlp.gate",
+    "experts": "mlp.experts",
     "renormalises": True,
 }
 
@@ -143,8 +154,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                     "num_key_value_heads": Carry(8, "size"),
                     "max_position_embeddings": Carry(4096 * 32, "size"),
                     "sliding_window": Carry(4096, "size"),
-                    # MistralForCausalLM ignores it and decides by sliding_window alone
-                    "layer_types": Uniform(("full_attention", "sliding_attention"), _ONE_KIND),
+                    # AutoConfig (configuration_auto.py) then loads the model as a Ministral, which obeys these
+                    "layer_types": Only((), "a mistral with layer_types is read as a Ministral, another architecture"),
                 },
                 **_MIXTRAL,  # type: ignore[arg-type]
             ),

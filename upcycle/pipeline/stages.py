@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import upcycle
 from upcycle import recipe
 from upcycle.errors import InputError
 from upcycle.plan.execute import Advance
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
     from upcycle.convert.verify import Report
 
 
+BUILT_IN = {"demo:tiny": Path(upcycle.__file__).parent / "data" / "tiny"}
+"""Models that come with upcycle: a llama of a million parameters that has read the King James Bible."""
+
+
 def locate(model: str) -> Path:
-    """Return the directory of a model given as a directory, a `.gguf` file or a Hub id.
+    """Return the directory of a model given as a directory, a `.gguf` file, a Hub id or a built-in name.
 
     A GGUF file is dequantised into a cache, a Hub id downloaded. Raises InputError when there is nothing there.
     """
-    path = Path(model).expanduser()
+    path = BUILT_IN.get(model) or Path(model).expanduser()
     if path.is_dir():
         return path
     if path.suffix == ".gguf":

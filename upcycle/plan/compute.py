@@ -1,4 +1,4 @@
-"""Computed sources: a stream of float32 blocks, so that memory does not grow with the tensor. NumPy only.
+"""Computed sources: a stream of blocks of floats, so that memory does not grow with the tensor. NumPy only.
 
 Drawn values come from Philox, keyed by the SHA-256 of the source's key. NumPy promises the bits of Philox across
 releases but not the normal deviates made from them; the receipt therefore keeps the hash of every drawn tensor.
@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,15 @@ from upcycle.errors import CheckpointError, InputError
 from upcycle.plan.plan import Write
 from upcycle.plan.sources import BLOCK_ELEMENTS, Copy, Noise, Normal, Zeros
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
+"""float32, or float64 where the source has it."""
 
 
 def encoded_blocks(write: Write) -> Iterator[bytes]:
-    """Yield the bytes of `write` in order; raise InputError where a cast would turn a finite value into infinity."""
+    """Yield the bytes of `write` in order.
+
+    Raises InputError where a cast would turn a finite value into infinity, or where what is computed is not finite.
+    """
     for values in _values(write):
         yield encode(values, write)
 
@@ -35,17 +40,25 @@ def _values(write: Write) -> Iterator[Floats]:
     elif isinstance(source, Normal):
         generator = keyed_generator(source.key)
         for count in _counts(write.elements):
-            yield generator.standard_normal(count, dtype=np.float32) * np.float32(source.std)
+            yield _drawn(generator, count, source.std)
     elif isinstance(source, Zeros):
         for count in _counts(write.elements):
             yield np.zeros(count, dtype=np.float32)
 
 
 def _noisy(source: Noise) -> Iterator[Floats]:
-    scale = np.float32(source.std * standard_deviation(source.tensor))
+    scale = source.std * standard_deviation(source.tensor)
     generator = keyed_generator(source.key)
     for values in read_blocks(source.tensor):
-        yield values + scale * generator.standard_normal(values.size, dtype=np.float32)
+        noise = _drawn(generator, values.size, scale)
+        with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what comes of it
+            noisy = values + noise
+        yield noisy
+
+
+def _drawn(generator: np.random.Generator, count: int, std: float) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore"):  # as above
+        return generator.standard_normal(count, dtype=np.float32) * np.float32(std)
 
 
 def keyed_generator(key: str) -> np.random.Generator:
@@ -74,7 +87,7 @@ def _standard_deviation(spec: TensorSpec, _modified_ns: int) -> float:
 
 
 def read_blocks(spec: TensorSpec) -> Iterator[Floats]:
-    """Yield the values of a tensor on disk as float32, `BLOCK_ELEMENTS` at a time."""
+    """Yield the values of a tensor on disk, `BLOCK_ELEMENTS` at a time."""
     width = DTYPE_BITS[spec.dtype] // 8
     with spec.path.open("rb", buffering=0) as file:
         file.seek(spec.offset)
@@ -86,22 +99,23 @@ def read_blocks(spec: TensorSpec) -> Iterator[Floats]:
 
 
 def decode(data: bytes, dtype: str) -> Floats:
-    """Return little-endian `data` of a float dtype as float32 (float64 is rounded, the others are exact)."""
+    """Return little-endian `data` of a float dtype as float32, or as float64 where it is that."""
     if dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, dtype={"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
+    values = np.frombuffer(data, dtype={"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
+    return values.astype(np.float32) if dtype == "F16" else values
 
 
 def encode(values: Floats, write: Write) -> bytes:
-    """Return float32 `values` as the bytes of `write.dtype`, rounded to nearest even."""
-    with np.errstate(over="ignore"):
+    """Return `values` as the bytes of `write.dtype`, rounded to nearest even."""
+    with np.errstate(over="ignore", invalid="ignore"):
         if write.dtype == "BF16":
-            encoded: npt.NDArray[np.generic] = _to_bf16(values)
+            encoded: npt.NDArray[np.generic] = _to_bf16(values.astype(np.float32, copy=False))
             finite = bool(((encoded.view(np.uint16) & 0x7F80) != 0x7F80).all())
         else:
             encoded = values.astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[write.dtype])
             finite = bool(np.isfinite(encoded).all())
-    if not finite and np.isfinite(values).all():
+    if not finite and not (isinstance(write.source, Copy) and not np.isfinite(values).all()):
         raise InputError(
             f"tensor {write.name!r} does not fit {write.dtype}",
             found=f"a value of {np.abs(values).max():.3g}",
@@ -110,7 +124,7 @@ def encode(values: Floats, write: Write) -> bytes:
     return encoded.tobytes()
 
 
-def _to_bf16(values: Floats) -> npt.NDArray[np.uint16]:
+def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """Round to nearest even: add half of the lower half's range, one more when the kept part is odd; NaN stays NaN."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")

@@ -33,7 +33,7 @@ def execute(plan: Plan, staging: Staging, *, workers: int, advance: Advance) -> 
     was computed rather than copied. Raises OSError when the disk fails; finished shards stay for --resume.
     """
     for shard in plan.shards:
-        if shard.name in staging.done:
+        if _is_done(shard, staging):
             advance(shard.size)
         else:
             staging.record(shard.name, _write_shard(shard, staging.path, workers, advance))
@@ -42,7 +42,7 @@ def execute(plan: Plan, staging: Staging, *, workers: int, advance: Advance) -> 
 
 def check_space(plan: Plan, staging: Staging) -> None:
     """Raise StagingError when the disk cannot hold what is left to write; shared blocks cost nothing."""
-    left = [shard for shard in plan.shards if shard.name not in staging.done]
+    left = [shard for shard in plan.shards if not _is_done(shard, staging)]
     needed = sum(shard.size for shard in left)
     sharing = {path for path in plan.source_files() if shares_blocks(path, staging.path)}
     needed -= sum(_shared_bytes(shard, sharing) for shard in left)
@@ -54,6 +54,12 @@ def check_space(plan: Plan, staging: Staging) -> None:
             f"{staging.path.parent}: not enough space; found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB"
             f"{' beyond what is shared with the source' if sharing else ''}; choose an OUT on another disk"
         )
+
+
+def _is_done(shard: Shard, staging: Staging) -> bool:
+    """Whether the journal has the shard and it is there: --overwrite may have been killed while it cleared."""
+    path = staging.path / shard.name
+    return shard.name in staging.done and path.is_file() and path.stat().st_size == shard.size
 
 
 def _free_bytes(directory: Path) -> int:

@@ -1,0 +1,246 @@
+"""`upcycle verify`: what it proves, what it notices, and that its figures are stock transformers' own."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.models import save_dense
+from upcycle.checkpoint.header import read_header
+from upcycle.checkpoint.reader import open_checkpoint
+from upcycle.convert.parity import run_both
+from upcycle.convert.verify import Report
+from upcycle.errors import CheckpointError, InputError
+from upcycle.families.match import find_family
+from upcycle.moe.probe import LEARNING_RATE, probe_layer
+from upcycle.pipeline.stages import convert, verify
+from upcycle.recipe import Convert, Verify
+from upcycle.text.read import random_ids
+
+Converted = Callable[..., Path]
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Converted:
+    """Return a function that converts a dense directory to 4 experts, top-2, and returns the output."""
+
+    def make(dense: Path | str, name: str = "moe", **options: Any) -> Path:
+        out = tmp_path / name
+        convert(Convert(model=str(dense), out=str(out), **{"experts": 4, "top_k": 2, **options}))
+        return out
+
+    return make
+
+
+def check(dense: Path, moe: Path, **options: Any) -> Report:
+    return verify(Verify(dense=str(dense), moe=str(moe), **options))
+
+
+def verdicts(report: Report) -> dict[str, str]:
+    return {line.name: line.verdict for line in report.lines}
+
+
+def text_of(report: Report, name: str) -> str:
+    return next(line.text for line in report.lines if line.name == name)
+
+
+def flip_byte(moe: Path, tensor: str, index: int) -> None:
+    spec = read_header(moe / "model.safetensors").tensors[tensor]
+    with spec.path.open("r+b") as file:
+        file.seek(spec.offset + index)
+        byte = file.read(1)
+        file.seek(spec.offset + index)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_every_variant_is_verified(variant: Path, converted: Converted) -> None:
+    report = check(variant, converted(variant))
+    assert report.passed, report.lines
+    assert report.figures["parity"]["relative"] <= 1e-5
+    assert report.figures["parity"]["agreement"] == 1.0
+    assert "zero by construction at step 0" in text_of(report, "router gradient")
+
+
+def test_sharded_cast_and_single_expert_outputs_are_verified(tiny: Path, converted: Converted) -> None:
+    cases: dict[str, dict[str, Any]] = {
+        "sharded": {"max_shard_size": "20KB"},
+        "wide": {"dtype": "f32"},
+        "one": {"experts": 1, "top_k": 1, "allow_dead_router": True},
+    }
+    for name, options in cases.items():
+        assert check(tiny, converted(tiny, name, **options)).passed, name
+
+
+def test_an_inexact_method_is_told_but_not_failed(tiny: Path, converted: Converted) -> None:
+    report = check(tiny, converted(tiny, noise=0.5))
+    assert report.passed
+    assert verdicts(report)["logits"] == "note"
+    assert report.figures["parity"]["relative"] > 1e-3
+    assert "zero by construction" not in text_of(report, "router gradient")
+
+
+def test_a_dead_router_is_named(tiny: Path, converted: Converted) -> None:
+    report = check(tiny, converted(tiny, top_k=1, allow_dead_router=True))
+    assert text_of(report, "router gradient").endswith("these routers never learn")
+
+
+def test_unused_experts_are_counted(tiny: Path, converted: Converted) -> None:
+    # Zero routers tie, and ties go to the first two of four experts: 2 unused in each of 2 layers.
+    report = check(tiny, converted(tiny, router="zeros"))
+    assert "4 of 8 experts were not used" in text_of(report, "expert load")
+    assert "busiest expert 2 times an even share" in text_of(report, "expert load")
+
+
+@pytest.mark.parametrize("index", [0, 777, 48 * 32 * 2 - 1])
+def test_one_flipped_bit_in_a_copy_is_found(tiny: Path, converted: Converted, index: int) -> None:
+    moe = converted(tiny)
+    name = "model.layers.1.block_sparse_moe.experts.3.w3.weight"
+    flip_byte(moe, name, index)
+    report = check(tiny, moe)
+    assert not report.passed
+    found = f"1 differ: {name}: differs from model.layers.1.mlp.up_proj.weight at byte {index}"
+    assert text_of(report, "tensors") == found
+    assert "logits" not in verdicts(report)  # nothing is run on tensors that are wrong
+
+
+def test_a_changed_router_is_found_by_its_hash(tiny: Path, converted: Converted) -> None:
+    moe = converted(tiny)
+    flip_byte(moe, "model.layers.0.block_sparse_moe.gate.weight", 5)
+    assert "model.layers.0.block_sparse_moe.gate.weight: SHA-256" in text_of(check(tiny, moe), "tensors")
+
+
+def test_routers_of_another_seed_with_a_forged_hash_are_noted(tiny: Path, converted: Converted) -> None:
+    # As if NumPy had changed its stream: the file is what the receipt hashed, but not what is drawn here.
+    moe, other = converted(tiny), converted(tiny, "other", seed=1)
+    path = moe / "upcycle.json"
+    receipt, foreign = json.loads(path.read_text()), json.loads((other / "upcycle.json").read_text())
+    receipt["computed_sha256"] = foreign["computed_sha256"]
+    path.write_text(json.dumps(receipt))
+    (moe / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    report = check(tiny, moe)
+    assert verdicts(report)["redrawn tensors"] == "note"
+    assert report.figures["tensors"]["computed"] == 0
+
+
+def test_missing_and_unexpected_tensors_are_named(tiny: Path, converted: Converted) -> None:
+    moe = converted(tiny)
+    tensors = load_file(moe / "model.safetensors")
+    tensors["extra.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, moe / "model.safetensors", metadata={"format": "pt"})
+    report = check(tiny, moe)
+    assert text_of(report, "missing tensors") == "model.norm.weight"
+    assert text_of(report, "unexpected tensors") == "extra.weight"
+
+
+def test_a_changed_config_is_named(tiny: Path, converted: Converted) -> None:
+    moe = converted(tiny)
+    config = json.loads((moe / "config.json").read_text())
+    (moe / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3, "surplus": 1}))
+    report = check(tiny, moe)
+    assert not report.passed
+    assert text_of(report, "config") == "config.json differs in rms_norm_eps, surplus"
+
+
+def test_another_dense_model_is_noticed(tiny: Path, dense: Callable[[str], Path], converted: Converted) -> None:
+    moe = converted(tiny)
+    report = check(dense("llama_gelu"), moe)
+    assert not report.passed
+    assert verdicts(report)["config"] == "FAIL"
+    assert verdicts(report)["tensors"] == "FAIL"
+
+
+def test_nan_and_inf_are_named(tmp_path: Path, converted: Converted) -> None:
+    dense = save_dense("llama", tmp_path / "dense")
+    spec = read_header(dense / "model.safetensors").tensors["model.layers.0.mlp.up_proj.weight"]
+    with spec.path.open("r+b") as file:
+        file.seek(spec.offset)
+        file.write(struct.pack("<H", 0x7F80))  # +Inf in bfloat16
+    report = check(dense, converted(dense))
+    name = "model.layers.0.block_sparse_moe.experts.0.w3.weight"
+    assert text_of(report, "finite") == f"NaN or Inf in {name}"
+    assert not report.passed
+
+
+def test_without_a_receipt_it_refuses(tiny: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no receipt"):
+        check(tiny, tiny)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(b"\xff\xfe", "is not UTF-8 text; found byte 0xff"), (b"", "too short; found 0 tokens")]
+)
+def test_a_text_that_cannot_be_used(tmp_path: Path, converted: Converted, text: bytes, message: str) -> None:
+    (tmp_path / "text").write_bytes(text)
+    moe = converted("demo:tiny")
+    with pytest.raises(InputError, match=message):
+        verify(Verify(dense="demo:tiny", moe=str(moe), text=str(tmp_path / "text")))
+
+
+def test_figures_are_those_of_stock_transformers(tiny: Path, converted: Converted) -> None:
+    """Logits, losses and the router gradients of plain from_pretrained and loss.backward()."""
+    moe = converted(tiny, noise=0.3)  # noise, so that the gradients are not zero
+    one, other = open_checkpoint(tiny), open_checkpoint(moe)
+    ids = random_ids(96, 40)
+    parity = run_both(one, other, find_family(one.config), ids, lambda _: None)
+    stock_dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    stock = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32)
+    with torch.no_grad():
+        dense_out = stock_dense(ids, labels=ids)
+    out = stock(ids, labels=ids)
+    out.loss.backward()
+    assert parity.dense_loss == pytest.approx(float(dense_out.loss.detach()), abs=2e-6)
+    assert parity.moe_loss == pytest.approx(float(out.loss.detach()), abs=2e-6)
+    difference = float((out.logits - dense_out.logits).detach().abs().max())
+    assert parity.difference == pytest.approx(difference, rel=1e-4)
+    for layer, module in zip(parity.layers, stock.model.layers, strict=True):
+        assert layer.gradient is not None
+        assert layer.gradient.now == pytest.approx(float(module.mlp.gate.weight.grad.norm()), rel=1e-4)
+
+
+def test_the_gradient_after_a_step_is_what_autograd_gives(tiny: Path, converted: Converted) -> None:
+    """The probe's closed form against a stock layer whose down projections really make the step."""
+    stock = AutoModelForCausalLM.from_pretrained(converted(tiny), dtype=torch.float32, experts_implementation="eager")
+    layer, family = stock.model.layers[0], find_family(open_checkpoint(tiny).config)
+    torch.manual_seed(0)
+    hidden, above = torch.randn(1, 20, 32), torch.randn(1, 20, 32)
+    positions = stock.model.rotary_emb(hidden, position_ids=torch.arange(20)[None])
+    gradient, below = probe_layer(layer, family, hidden, {"position_embeddings": positions}, above)
+
+    layer.requires_grad_(True)
+    layer.zero_grad()
+    given = hidden.clone().requires_grad_()
+    layer(given, position_embeddings=positions).backward(above)
+    torch.testing.assert_close(below, given.grad)
+    down = layer.mlp.experts.down_proj
+    with torch.no_grad():
+        down -= LEARNING_RATE * down.grad.sign()
+    layer.zero_grad()
+    layer(hidden, position_embeddings=positions).backward(above)
+    assert gradient.after_step == pytest.approx(float(layer.mlp.gate.weight.grad.norm()), rel=1e-4)
+    assert gradient.now < 1e-3 * gradient.after_step
+
+
+def test_memory_stays_within_a_layer_and_a_gigabyte(smollm2: Path, tmp_path: Path) -> None:
+    moe = tmp_path / "moe"
+    convert(Convert(model=str(smollm2), out=str(moe), experts=8, top_k=2))
+    command = [sys.executable, "-m", "upcycle.cli", "verify", str(smollm2), str(moe), "--tokens", "256"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        printed = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, printed
+    assert printed.endswith("verified\n")
+    # 8 experts of 3 matrices 1536 x 576, and attention of 2 x 576 x 576 + 2 x 192 x 576, in 4 bytes
+    layer = 4 * (8 * 3 * 1536 * 576 + 2 * 576 * 576 + 2 * 192 * 576)
+    assert usage.ru_maxrss * 1024 <= layer + 10**9

@@ -1,0 +1,5 @@
+"""`python -m upcycle.cli` is `upcycle`."""
+
+from upcycle.cli.main import main
+
+main()

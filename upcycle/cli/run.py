@@ -1,0 +1,101 @@
+"""`upcycle run`."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import click
+
+from upcycle import recipe as requests
+from upcycle.cli.options import GroupedCommand, HelpfulArgument
+from upcycle.cli.progress import Start, progress_bar
+from upcycle.cli.tables import print_account, print_json, print_report, print_written, warn
+
+
+@click.command(cls=GroupedCommand, no_args_is_help=True)
+@click.argument("recipe", cls=HelpfulArgument, required=False, help="A recipe file, or the name of a packaged recipe.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="STEP.FIELD=VALUE",
+    help="Change an option of a step, such as convert.experts=8, or convert.0.experts=8 for the first of several "
+    "(repeat for more).",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Check everything and print the steps; write nothing.")
+@click.option("--list", "listing", is_flag=True, help="List the packaged recipes.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, for editors.")
+def run(recipe: str | None, overrides: tuple[str, ...], dry_run: bool, listing: bool, schema: bool) -> None:
+    """Carry out a YAML recipe, which chains commands.
+
+    A step is a command and its options. A step that leaves out `dense` takes the model of the last convert step; one
+    that leaves out `moe` or `model` takes the directory which that step wrote. A failed verify ends the chain.
+    """
+    if schema or listing:
+        return _print_schema() if schema else _print_list()
+    if recipe is None:
+        raise click.UsageError("Missing argument 'RECIPE'.")
+    return carry_out(recipe, overrides, dry_run=dry_run)
+
+
+run.groups = {"recipe": "Arguments"}
+run.example = "upcycle run smollm2-4x135m --set convert.experts=8 --dry-run"
+
+
+def carry_out(recipe: str, overrides: Sequence[str], *, dry_run: bool) -> None:
+    """Carry out a recipe, given by path or name, and print what happens; see `upcycle.pipeline.run` for what it raises.
+
+    Raises RecipeError for a recipe or an override that makes no sense.
+    """
+    from upcycle.pipeline import run as runner
+    from upcycle.pipeline.steps import find_recipe, read_recipe
+
+    chain = read_recipe(find_recipe(recipe), overrides)
+    click.echo(f"{chain.name}: {chain.description}")
+    (runner.rehearse if dry_run else runner.run)(chain, _Printer(dry_run))
+
+
+class _Printer:
+    """Prints what happens in a run, each result as the command by itself would."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self._dry_run = dry_run
+
+    def begin(self, number: int, count: int, request: Any) -> None:
+        from upcycle.pipeline.steps import command_line
+
+        click.echo(f"\n[{number}/{count}] {command_line(request)}")
+
+    def progress(self, what: str) -> AbstractContextManager[Start]:
+        return progress_bar(what)
+
+    def write(self, piece: str) -> None:
+        click.echo(piece, nl=False)
+
+    def end(self, request: Any, result: Any) -> None:
+        if isinstance(request, requests.Verify):
+            print_report(result)
+        elif isinstance(request, requests.Generate):
+            click.echo()
+        elif result is None:
+            click.echo(f"no figures: {request.model} is no directory here")
+        else:
+            self._conversion(request, result)
+
+    def _conversion(self, request: requests.Conversion, drafted: Any) -> None:
+        if isinstance(request, requests.Convert) and not (request.dry_run or self._dry_run):
+            print_written(request.out, drafted.account)
+        else:
+            print_account(drafted.account)
+        warn(drafted.warning)
+
+
+def _print_schema() -> None:
+    from upcycle.pipeline.schema import recipe_schema
+
+    print_json(recipe_schema())
+
+
+def _print_list() -> None:
+    from upcycle.pipeline.steps import packaged, read_recipe
+
+    known = packaged()
+    for name, path in known.items():
+        click.echo(f"{name:<{max(map(len, known)) + 2}}{read_recipe(path).description}")

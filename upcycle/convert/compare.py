@@ -1,0 +1,132 @@
+"""Every tensor of a mixture of experts held against what its plan says, byte by byte."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from upcycle.checkpoint.header import TensorSpec
+from upcycle.checkpoint.reader import Checkpoint
+from upcycle.plan.compute import encoded_blocks, read_blocks
+from upcycle.plan.plan import Plan, Write
+from upcycle.plan.sources import Copy, reads
+
+CHUNK = 4 * 2**20
+"""Bytes compared at a time."""
+
+
+@dataclass
+class Comparison:
+    """What was found; lists hold tensor names, each with what is wrong."""
+
+    copied: int = 0  # tensors that equal their source byte for byte
+    computed: int = 0  # tensors that equal their recipe and the receipt's hash
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    redrawn: list[str] = field(default_factory=list)  # equal to the receipt's hash, but not to a redraw here
+    not_finite: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether every tensor is what the plan says, and finite."""
+        return not (self.missing or self.unexpected or self.different or self.not_finite)
+
+
+def compare_tensors(
+    plan: Plan, moe: Checkpoint, hashes: Mapping[str, str], workers: int, advance: Callable[[int], None]
+) -> Comparison:
+    """Compare every tensor of `moe` with `plan`; `hashes` are the receipt's SHA-256 of computed tensors.
+
+    `advance` is called with the bytes of every tensor that is done.
+    """
+    result = Comparison()
+    writes = {write.name: write for write in plan.writes}
+    result.missing = sorted(writes.keys() - moe.tensors.keys())
+    result.unexpected = sorted(moe.tensors.keys() - writes.keys())
+    present = [write for write in plan.writes if write.name in moe.tensors]
+
+    def check(write: Write) -> tuple[Write, str | None]:
+        found = _check_write(write, moe.tensors[write.name], hashes.get(write.name))
+        advance(write.nbytes)
+        return write, found
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        for write, problem in pool.map(check, present):
+            _record(result, write, problem)
+        scanned = _scanned(present, moe)
+        for spec, finite in zip(scanned, pool.map(_is_finite, scanned), strict=True):
+            if not finite:
+                result.not_finite.append(spec.name)
+    return result
+
+
+_REDRAWN = "redrawn"
+
+
+def _record(result: Comparison, write: Write, problem: str | None) -> None:
+    if problem == _REDRAWN:
+        result.redrawn.append(write.name)
+    elif problem is not None:
+        result.different.append(f"{write.name}: {problem}")
+    elif write.is_copy:
+        result.copied += 1
+    else:
+        result.computed += 1
+
+
+def _check_write(write: Write, spec: TensorSpec, expected_hash: str | None) -> str | None:
+    """Return what is wrong with a tensor, or None."""
+    if (spec.dtype, spec.shape) != (write.dtype, write.shape):
+        return f"found {spec.dtype} {spec.shape}, expected {write.dtype} {write.shape}"
+    if write.is_copy and isinstance(write.source, Copy):
+        offset = _first_difference(_chunks(spec), _chunks(write.source.tensor))
+        return None if offset is None else f"differs from {write.source.tensor.name} at byte {offset}"
+    return _check_computed(write, spec, expected_hash)
+
+
+def _check_computed(write: Write, spec: TensorSpec, expected_hash: str | None) -> str | None:
+    written, recomputed = hashlib.sha256(), hashlib.sha256()
+    for chunk in _chunks(spec):
+        written.update(chunk)
+    if written.hexdigest() != expected_hash:
+        return f"SHA-256 {written.hexdigest()[:12]}, the receipt says {str(expected_hash)[:12]}"
+    for block in encoded_blocks(write):
+        recomputed.update(block)
+    return None if recomputed.digest() == written.digest() else _REDRAWN
+
+
+def _first_difference(left: Iterable[bytes], right: Iterable[bytes]) -> int | None:
+    """Return the offset of the first byte that differs between two streams of equal chunks, or None."""
+    position = 0
+    for one, other in zip(left, right, strict=True):
+        if one != other:
+            unequal = np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)
+            return position + int(np.argmax(unequal))
+        position += len(one)
+    return None
+
+
+def _chunks(spec: TensorSpec) -> Iterator[bytes]:
+    with spec.path.open("rb", buffering=0) as file:
+        file.seek(spec.offset)
+        left = spec.nbytes
+        while left and (data := file.read(min(left, CHUNK))):
+            left -= len(data)
+            yield data
+
+
+def _scanned(writes: list[Write], moe: Checkpoint) -> list[TensorSpec]:
+    """The tensors whose values must be looked at: of equal copies, the first is enough."""
+    first: dict[str, TensorSpec] = {}
+    for write in writes:
+        source = reads(write.source)
+        key = source.name if write.is_copy and source is not None else write.name
+        first.setdefault(key, moe.tensors[write.name])
+    return list(first.values())
+
+
+def _is_finite(spec: TensorSpec) -> bool:
+    return all(bool(np.isfinite(block).all()) for block in read_blocks(spec))

@@ -1,0 +1,167 @@
+"""Both models run on one text, layer by layer from disk: do they compute the same, and can the routers learn?
+
+Shapes: B batch (1), T tokens, D hidden, V vocabulary, E experts, K top-k.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upcycle.checkpoint.reader import Checkpoint
+from upcycle.families.family import Family
+from upcycle.moe.load import LayerCall, StreamedModel
+from upcycle.moe.measures import RouterMeasures, measure_router
+from upcycle.moe.probe import RouterGradient, probe_layer
+
+POSITIONS = 64
+"""Rows of logits worked on at a time, so that temporaries stay small beside the logits themselves."""
+
+TOLERANCE = 1e-5
+"""Largest logit difference of an exact conversion, relative to the largest dense logit: float32 summation order."""
+
+
+@dataclass
+class Layer:
+    """One layer of the MoE, against the dense one."""
+
+    error: float = 0.0  # largest difference of its output's hidden states, relative to the largest dense one
+    router: RouterMeasures | None = None
+    gradient: RouterGradient | None = None
+
+
+@dataclass
+class Parity:
+    """The two models on one text."""
+
+    tokens: int
+    largest_logit: float = 0.0  # of the dense model
+    difference: float = 0.0  # largest absolute difference of a logit
+    agreement: float = 0.0  # share of positions with the same likeliest token
+    dense_loss: float = 0.0  # mean next-token cross-entropy, nats
+    moe_loss: float = 0.0
+    layers: list[Layer] = field(default_factory=list)
+
+    @property
+    def relative(self) -> float:
+        """Largest logit difference relative to the largest dense logit."""
+        return self.difference / max(self.largest_logit, 1e-30)
+
+    @property
+    def same(self) -> bool:
+        """Whether the difference is what float32 rounding makes, and no likeliest token changes."""
+        return self.relative <= TOLERANCE and self.agreement == 1.0
+
+
+def run_both(
+    dense: Checkpoint, moe: Checkpoint, family: Family, ids_BT: Tensor, advance: Callable[[str], None]
+) -> Parity:
+    """Return how `moe` compares to `dense` on token ids `(1, T)`; `advance` is called with each step's name."""
+    parity = Parity(tokens=ids_BT.shape[1])
+    one, other = StreamedModel(dense, family), StreamedModel(moe, family)
+    advance("dense model")
+    states, dense_TV = _run(one, ids_BT)
+    parity.largest_logit = float(dense_TV.abs().max())
+    advance("mixture of experts")
+    calls, hidden_BTD = _run_compared(other, ids_BT, states, parity)
+    del states
+    moe_TV = other.logits(hidden_BTD[0])
+    _compare_logits(parity, dense_TV, moe_TV, ids_BT[0, 1:])
+    del dense_TV
+    advance("router gradients")
+    _probe_routers(other, family, calls, _hidden_gradient(other, moe_TV, ids_BT[0, 1:]), parity)
+    return parity
+
+
+def _run(model: StreamedModel, ids_BT: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return what every layer was given and the final hidden states, `(B, T, D)` each; and logits `(T, V)`."""
+    states: list[Tensor] = []
+    hidden_BTD = model.run(model.embed(ids_BT), lambda _index, call: states.append(call[0]))
+    return [*states, hidden_BTD], model.logits(hidden_BTD[0])
+
+
+def _run_compared(
+    model: StreamedModel, ids_BT: Tensor, states: list[Tensor], parity: Parity
+) -> tuple[list[LayerCall], Tensor]:
+    """Run the MoE; note each layer's error and router; return how each layer was called and the final states."""
+    calls: list[LayerCall] = []
+    parity.layers = [Layer() for _ in model.layers]
+
+    def before(index: int, call: LayerCall) -> None:
+        calls.append(call)
+        if index:
+            parity.layers[index - 1].error = _relative(call[0], states[index])
+        states[index] = call[0]  # the dense state has been used; this frees it
+
+    def note_router(index: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        parity.layers[index].router = measure_router(output[0], output[2])
+
+    hooks = [
+        layer.get_submodule(model.family.router).register_forward_hook(
+            lambda _module, _inputs, output, index=index: note_router(index, output)
+        )
+        for index, layer in enumerate(model.layers)
+    ]
+    hidden_BTD = model.run(model.embed(ids_BT), before)
+    for hook in hooks:
+        hook.remove()
+    # The last layer's own output is not kept; the final norm's stands for it.
+    parity.layers[-1].error = _relative(hidden_BTD, states[-1])
+    return calls, hidden_BTD
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+def _compare_logits(parity: Parity, dense_TV: Tensor, moe_TV: Tensor, targets_T: Tensor) -> None:
+    parity.agreement = float((dense_TV.argmax(-1) == moe_TV.argmax(-1)).float().mean())
+    parity.dense_loss, parity.moe_loss = _loss(dense_TV[:-1], targets_T), _loss(moe_TV[:-1], targets_T)
+    parity.difference = float(dense_TV.sub_(moe_TV).abs_().max())  # in place: the dense logits are not needed again
+
+
+def _loss(logits_TV: Tensor, targets_T: Tensor) -> float:
+    """Return the mean cross-entropy in nats: `log sum exp(logits) - logits[target]`."""
+    logged = torch.cat([block.logsumexp(-1) for block in logits_TV.split(POSITIONS)])
+    return float((logged - logits_TV.gather(1, targets_T[:, None])[:, 0]).mean())
+
+
+def _hidden_gradient(model: StreamedModel, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+    """Return the loss's gradient `(1, T, D)` at the final hidden states; uses up the logits.
+
+    d loss / d logits = (softmax - onehot) / (T - 1) for the T - 1 positions that have a target.
+    """
+    for block_TV in logits_TV.split(POSITIONS):
+        block_TV.copy_(block_TV.softmax(-1))
+    logits_TV[torch.arange(len(targets_T)), targets_T] -= 1
+    logits_TV[-1] = 0
+    logits_TV /= len(targets_T)
+    gradient_TD = torch.zeros(len(logits_TV), model.config.hidden_size)
+    for start, block_VD in model.head_blocks():
+        gradient_TD += logits_TV[:, start : start + len(block_VD)] @ block_VD
+    return gradient_TD[None]
+
+
+def _probe_routers(
+    model: StreamedModel, family: Family, calls: list[LayerCall], gradient_BTD: Tensor, parity: Parity
+) -> None:
+    """Go back through the layers, last to first, with the gradient at the final hidden states."""
+    gradient_BTD = _through_norm(model, calls, gradient_BTD)
+    for index in reversed(range(len(model.layers))):
+        hidden_BTD, kwargs = calls.pop()
+        with model.layer(index) as layer:
+            parity.layers[index].gradient, gradient_BTD = probe_layer(layer, family, hidden_BTD, kwargs, gradient_BTD)
+
+
+def _through_norm(model: StreamedModel, calls: list[LayerCall], gradient_BTD: Tensor) -> Tensor:
+    """Return the gradient below the final norm; the last layer is run once more for the norm's input."""
+    hidden_BTD, kwargs = calls[-1]
+    with model.layer(len(model.layers) - 1) as layer, torch.no_grad():
+        into_BTD: Any = layer(hidden_BTD, **kwargs)
+    norm: Any = model.base.norm
+    with model.reading(norm, "model.norm"), torch.enable_grad():
+        into_BTD.requires_grad_()
+        below_BTD: Tensor = torch.autograd.grad(norm(into_BTD), into_BTD, gradient_BTD)[0]
+    return below_BTD

@@ -1,0 +1,203 @@
+"""The receipt held against the facts: what every line claims, what was found, and a verdict."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from math import exp
+from pathlib import Path
+from typing import Any, Literal
+
+from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
+from upcycle.convert.build import build_plan
+from upcycle.convert.compare import Comparison, compare_tensors
+from upcycle.convert.receipt import read_receipt, request_of
+from upcycle.families.family import Family
+from upcycle.families.match import find_family
+from upcycle.plan.plan import Plan
+from upcycle.recipe import Verify
+
+Verdict = Literal["ok", "note", "FAIL"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that was checked."""
+
+    name: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass
+class Report:
+    """The outcome of a verification."""
+
+    lines: list[Line] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)  # the numbers behind the lines, as JSON data
+
+    @property
+    def passed(self) -> bool:
+        """Whether no line failed."""
+        return all(line.verdict != "FAIL" for line in self.lines)
+
+    def add(self, name: str, good: bool, text: str, *, otherwise: Verdict = "FAIL") -> None:
+        """Add a line with the verdict ok, or `otherwise`."""
+        self.lines.append(Line(name, "ok" if good else otherwise, text))
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON data."""
+        return {"passed": self.passed, "lines": [asdict(line) for line in self.lines], **self.figures}
+
+
+Start = Callable[[Plan], Callable[[int], None]]
+
+
+def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: Start) -> Report:
+    """Hold the MoE in `moe_directory` against its receipt and its dense model.
+
+    `start` is called with the plan, and returns what is told the bytes of every tensor that is compared. Raises
+    InputError for checkpoints that cannot be read; everything else that is wrong is a line that failed.
+    """
+    moe, dense = open_checkpoint(moe_directory), open_checkpoint(dense_directory)
+    receipt = read_receipt(moe)
+    plan = build_plan(dense_directory, request_of(receipt, moe_directory))
+    report = Report()
+    _check_plan(report, plan, moe, receipt)
+    hashes = receipt["computed_sha256"]
+    comparison = compare_tensors(plan, moe, hashes, min(8, os.cpu_count() or 1), start(plan))
+    _report_tensors(report, comparison, receipt)
+    if comparison.sound and not request.tensors_only:
+        _check_function(report, plan, dense, moe, request)
+    return report
+
+
+def _check_plan(report: Report, plan: Plan, moe: Checkpoint, receipt: dict[str, Any]) -> None:
+    """The source is the one that was converted, and the config is the plan's."""
+    same_source = receipt.get("source", {}).get("files") == {name: dict(of) for name, of in plan.sources.items()}
+    report.add(
+        "source",
+        same_source,
+        "the dense model has the headers that the receipt names"
+        if same_source
+        else "this is not the dense model that was converted: its headers differ from the receipt's",
+    )
+    same_plan = receipt["plan"] == plan.hash
+    by = receipt["versions"].get("upcycle")
+    report.add(
+        "plan",
+        same_plan,
+        f"{plan.hash[:16]}, rebuilt from the receipt's recipe"
+        if same_plan
+        else f"rebuilt as {plan.hash[:16]}; the receipt, written by upcycle {by}, says {receipt['plan'][:16]}",
+    )
+    differing = sorted(n for n in {*moe.config, *plan.config} if moe.config.get(n) != plan.config.get(n))
+    report.add(
+        "config",
+        not differing,
+        "config.json is the plan's, field by field"
+        if not differing
+        else f"config.json differs in {', '.join(differing)}",
+    )
+
+
+def _report_tensors(report: Report, found: Comparison, receipt: dict[str, Any]) -> None:
+    for name, names in (("missing tensors", found.missing), ("unexpected tensors", found.unexpected)):
+        if names:
+            report.add(name, False, _some(names))
+    report.add(
+        "tensors",
+        not found.different,
+        f"{found.copied:,} equal their source byte for byte, {found.computed:,} equal their recipe and hash"
+        if not found.different
+        else f"{len(found.different)} differ: {_some(found.different)}",
+    )
+    if found.redrawn:
+        numpy = receipt["versions"].get("numpy")
+        text = f"{len(found.redrawn)} have the receipt's hash, but NumPy draws other values here than {numpy} did"
+        report.add("redrawn tensors", False, text, otherwise="note")
+    report.add(
+        "finite",
+        not found.not_finite,
+        "no NaN, no Inf" if not found.not_finite else f"NaN or Inf in {_some(found.not_finite)}",
+    )
+    report.figures["tensors"] = asdict(found)
+
+
+def _check_function(report: Report, plan: Plan, dense: Checkpoint, moe: Checkpoint, request: Verify) -> None:
+    """Run both models and say what came out."""
+    from upcycle.convert.parity import TOLERANCE, Parity, run_both
+    from upcycle.text.read import random_ids, read_text, token_ids
+
+    family = find_family(dense.config)
+    if moe.tokenizer_files:
+        ids = token_ids(moe, read_text(request.text), request.tokens)
+    else:
+        ids = random_ids(moe.config["vocab_size"], min(request.tokens, 64))
+        report.lines.append(Line("text", "note", "there is no tokenizer: the models run on random tokens"))
+    parity: Parity = run_both(dense, moe, family, ids, lambda _: None)
+    # A method that changes the function on purpose is not at fault, but the reader must see by how much.
+    otherwise: Verdict = "FAIL" if plan.exact else "note"
+    report.add(
+        "logits",
+        parity.same,
+        f"differ by at most {parity.difference:.2e}, {parity.relative:.1e} of the largest ({parity.largest_logit:.4g}; "
+        f"exact is {TOLERANCE:.0e} or less), on {parity.tokens} tokens",
+        otherwise=otherwise,
+    )
+    report.add(
+        "top-1", parity.agreement == 1, f"the likeliest token agrees at {parity.agreement:.2%} of positions",
+        otherwise=otherwise,
+    )  # fmt: skip
+    report.add(
+        "loss",
+        f"{exp(parity.dense_loss):.4e}" == f"{exp(parity.moe_loss):.4e}",
+        f"dense {parity.dense_loss:.6f} (perplexity {exp(parity.dense_loss):.5g}), "
+        f"MoE {parity.moe_loss:.6f} (perplexity {exp(parity.moe_loss):.5g})",
+        otherwise=otherwise,
+    )
+    report.lines += _layer_lines(plan, family, parity.layers)
+    report.figures["parity"] = {**asdict(parity), "relative": parity.relative, "exact": plan.exact}
+
+
+def _layer_lines(plan: Plan, family: Family, layers: list[Any]) -> Iterator[Line]:
+    """What the layers and their routers do."""
+    worst = max(range(len(layers)), key=lambda index: layers[index].error)
+    yield Line(
+        "layers", "ok", f"largest error {layers[worst].error:.1e} of the layer's largest value, in layer {worst}"
+    )
+    routers = [layer.router for layer in layers]
+    yield Line(
+        "router logits",
+        "ok",
+        f"standard deviation {_range([r.logit_std for r in routers])}, entropy {_range([r.entropy for r in routers])} "
+        "of the most there can be",
+    )
+    unused = sum(router.unused for router in routers)
+    yield Line(
+        "expert load",
+        "note" if unused else "ok",
+        f"busiest expert {_range([r.max_over_mean for r in routers])} times an even share"
+        + (f"; {unused} of {plan.total_experts * len(layers)} experts were not used on this text" if unused else ""),
+    )
+    yield _gradient_line(layers, dead=plan.active_experts == 1 and family.renormalises)
+
+
+def _gradient_line(layers: list[Any], *, dead: bool) -> Line:
+    """Whether the routers can learn; float32 leaves 1e-8 or so where a gradient is zero by construction."""
+    now, after = ([getattr(layer.gradient, when) for layer in layers] for when in ("now", "after_step"))
+    if dead:
+        text = f"{_range(now)}, after one step {_range(after)}: one expert at weight 1, these routers never learn"
+        return Line("router gradient", "note", text)
+    if max(now) < 1e-3 * max(after):
+        text = f"{_range(now)}: zero by construction at step 0, for the experts are identical"
+        return Line("router gradient", "ok", f"{text}; {_range(after)} after one step")
+    return Line("router gradient", "ok", f"{_range(now)} at step 0, {_range(after)} after one step")
+
+
+def _range(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return "; ".join(names[:limit]) + (f"; and {len(names) - limit} more" if len(names) > limit else "")

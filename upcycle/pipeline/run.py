@@ -1,0 +1,87 @@
+"""Carrying out a recipe: its steps in order, told to an observer."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from upcycle import recipe
+from upcycle.errors import UpcycleError
+from upcycle.pipeline import stages
+from upcycle.pipeline.grammar import command_of
+from upcycle.pipeline.steps import Recipe
+from upcycle.plan.execute import Advance
+
+
+class Observer(Protocol):
+    """Who is told what happens; `upcycle.cli.run` prints it."""
+
+    def begin(self, number: int, count: int, request: Any) -> None:
+        """Step `number` of `count`, from 1, is about to begin."""
+
+    def progress(self, what: str) -> AbstractContextManager[Callable[[int], Advance]]:
+        """Return a context that yields `start(total_bytes)`, which returns what is told the bytes as they are done."""
+
+    def write(self, piece: str) -> None:
+        """A model has written `piece`."""
+
+    def end(self, request: Any, result: Any) -> None:
+        """The step is done: a Draft of plan and convert, a Report of verify, the text of generate."""
+
+
+def run(chain: Recipe, observer: Observer) -> None:
+    """Carry out every step of `chain`.
+
+    Raises UpcycleError when a verification fails, without starting the steps after it, and whatever a step raises.
+    """
+    for number, request in enumerate(chain.steps, 1):
+        command = command_of(request)
+        observer.begin(number, len(chain.steps), request)
+        result = ACTIONS[command](request, observer)
+        observer.end(request, result)
+        if not getattr(result, "passed", True):
+            left = len(chain.steps) - number
+            rest = f"; {left} step{'s' * (left > 1)} after it did not run" if left else ""
+            raise UpcycleError(f"{chain.name}: step {number} of {len(chain.steps)}, {command}, did not pass{rest}")
+
+
+def rehearse(chain: Recipe, observer: Observer) -> None:
+    """Tell `observer` every step without doing it; plan the conversions of models that are local directories.
+
+    Writes nothing; the result of a conversion whose model is elsewhere is None. Raises InputError for a conversion
+    that would be refused.
+    """
+    for number, request in enumerate(chain.steps, 1):
+        observer.begin(number, len(chain.steps), request)
+        if isinstance(request, recipe.Conversion):
+            here = request.model in stages.BUILT_IN or Path(request.model).expanduser().is_dir()
+            observer.end(request, stages.plan(request) if here else None)
+
+
+def _plan(request: recipe.Plan, _observer: Observer) -> Any:
+    return stages.plan(request)
+
+
+def _convert(request: recipe.Convert, observer: Observer) -> Any:
+    if request.dry_run:
+        return stages.plan(request)
+    with observer.progress("writing") as start:
+        return stages.convert(request, lambda plan: start(plan.bytes_written))
+
+
+def _verify(request: recipe.Verify, observer: Observer) -> Any:
+    with observer.progress("comparing") as start:
+        return stages.verify(request, lambda plan: start(sum(write.nbytes for write in plan.writes)))
+
+
+def _generate(request: recipe.Generate, observer: Observer) -> Any:
+    return stages.generate(request, observer.write)
+
+
+ACTIONS: dict[str, Callable[[Any, Observer], Any]] = {
+    "plan": _plan,
+    "convert": _convert,
+    "verify": _verify,
+    "generate": _generate,
+}
+"""Command -> what carries out its request; the commands are those of `upcycle.pipeline.grammar`."""

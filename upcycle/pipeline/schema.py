@@ -1,0 +1,71 @@
+"""The JSON Schema of recipes, for editors; made from the dataclasses of `upcycle.recipe`."""
+
+from dataclasses import MISSING
+from typing import Any
+
+from upcycle.option import Option
+from upcycle.pipeline.grammar import CHAINED, REQUESTS, command_options, is_required
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+_TAKEN = {
+    "dense": "Left out: the model of the last convert step.",
+    "moe": "Left out: the out of the last convert step.",
+    "model": "Left out: the out of the last convert step.",
+}
+"""Said of options that a step may leave out."""
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the schema as JSON data. It checks one file by itself; what only the chain of steps shows, it cannot."""
+    line = {"type": "string", "pattern": r"^[^\x00-\x1f]*[^\x00-\x20][^\x00-\x1f]*$"}
+    commands = {command: {"$ref": f"#/$defs/{command}"} for command in REQUESTS}
+    step = {
+        "description": "One command and its options.",
+        "type": "object",
+        "properties": commands,
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    return {
+        "$schema": DIALECT,
+        "title": "A recipe of upcycle",
+        "description": "Commands that `upcycle run` carries out one after the other.",
+        "type": "object",
+        "properties": {
+            "name": {"description": "What the recipe is called.", **line},
+            "description": {"description": "What it makes, in a line.", **line},
+            "steps": {"description": "What is done, in order.", "type": "array", "minItems": 1, "items": step},
+        },
+        "required": ["name", "description", "steps"],
+        "additionalProperties": False,
+        "$defs": {command: _command_schema(command) for command in REQUESTS},
+    }
+
+
+def _command_schema(command: str) -> dict[str, Any]:
+    options = command_options(command).values()
+    schema = {
+        "description": REQUESTS[command].__doc__,
+        "type": "object",
+        "properties": {option.name: _option_schema(option) for option in options},
+        "additionalProperties": False,
+    }
+    required = [option.name for option in options if is_required(option)]
+    return {**schema, "required": required} if required else schema
+
+
+def _option_schema(option: Option) -> dict[str, Any]:
+    schema: dict[str, Any] = {"description": option.help}
+    if option.name in CHAINED:
+        schema["description"] += f" {_TAKEN[option.name]}"
+    kind: Any = _JSON_TYPES[option.kind]
+    one: dict[str, Any] = {"enum": list(option.choices)} if option.choices else {"type": kind}
+    if option.many:
+        one = {"type": "array", "items": one}
+    schema |= {"anyOf": [one, {"type": "null"}]} if option.nullable else one
+    if option.default is not MISSING:
+        schema["default"] = list(option.default) if option.many else option.default
+    return schema

@@ -1,0 +1,92 @@
+"""Letting a model write, through plain transformers: what a user of the output would do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers.utils.logging import disable_progress_bar
+
+from upcycle.errors import InputError
+from upcycle.recipe import Generate
+
+DTYPES: dict[str, Any] = {"auto": "auto", "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+class _Pieces(TextStreamer):  # type: ignore[misc]
+    """Hands finished text on as it comes, and keeps it."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.show = show
+        self.text = ""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002 - TextStreamer's signature
+        self.text += text
+        self.show(text)
+
+
+def generate(directory: Path, request: Generate, show: Callable[[str], None]) -> str:
+    """Return what the model in `directory` writes after the prompt; `show` gets it piece by piece.
+
+    Raises InputError when the directory is no model that transformers can load, or the device is not there.
+    """
+    device = find_device(request.device)
+    disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[request.dtype]).to(device).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"transformers cannot load this model ({error})", where=directory) from error
+    inputs = _encode(tokenizer, request).to(device)
+    streamer = _Pieces(tokenizer, show)
+    torch.manual_seed(request.seed)
+    unset = dict.fromkeys(("temperature", "top_p", "top_k"))  # a model's own settings warn when nothing is sampled
+    sampling: dict[str, Any] = {"temperature": request.temperature} if request.temperature else unset
+    model.generate(
+        **inputs,
+        max_new_tokens=request.max_new_tokens,
+        do_sample=request.temperature > 0,
+        streamer=streamer,
+        pad_token_id=_first(model.generation_config.pad_token_id, model.generation_config.eos_token_id),
+        **sampling,
+    )
+    return streamer.text
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called `name`; auto is the first accelerator that is there, else the CPU.
+
+    Raises InputError when there is no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            "no such device", found=name, expected=f"auto, cpu{f' or {accelerator}' if accelerator else ''}"
+        ) from error
+    return device
+
+
+def _encode(tokenizer: Any, request: Generate) -> Any:
+    chat = tokenizer.chat_template is not None if request.chat is None else request.chat
+    if not chat:
+        return tokenizer(request.prompt, return_tensors="pt", return_token_type_ids=False)
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "the tokenizer has no chat template", where=request.model, hint="--no-chat continues the prompt"
+        )
+    messages = [{"role": "user", "content": request.prompt}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+
+
+def _first(*ids: int | list[int] | None) -> int | None:
+    for value in ids:
+        if value is not None:
+            return value[0] if isinstance(value, list) else value
+    return None
