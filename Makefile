@@ -21,7 +21,8 @@ $(ASSETS)/SmolLM2-135M-Instruct.gguf: | install
 	$(BIN)/python tests/assets.py $@
 
 demo: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
-	$(BIN)/upcycle demo --model $(ASSETS)/SmolLM2-135M-Instruct.gguf --out build/demo
+	$(BIN)/upcycle demo --model $(ASSETS)/SmolLM2-135M-Instruct.gguf --out build/demo \
+		--prompt "What is the capital of France?"
 
 test: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
 	$(BIN)/python -m pytest -m "not slow and not gpu"

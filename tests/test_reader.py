@@ -354,3 +354,9 @@ def test_links_of_the_hub_cache_lead_to_its_own_blobs_only(hub_cache: Path, targ
     (hub_cache / target).write_bytes(data)
     path.symlink_to(target)
     assert refusal(hub_cache).what == "is a symbolic link out of the checkpoint"
+
+
+def test_blobs_beside_a_directory_that_is_no_snapshot(hub_cache: Path) -> None:
+    elsewhere = hub_cache.parent.rename(hub_cache.parent.with_name("copies")) / hub_cache.name
+    assert (elsewhere / "config.json").exists(), "the links should still lead to the blobs"
+    assert refusal(elsewhere).what == "is a symbolic link out of the checkpoint"

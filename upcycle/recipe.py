@@ -101,7 +101,7 @@ class Verify:
     dense: str = argument("The dense checkpoint it was made from.")
     moe: str = argument("The directory that `upcycle convert` wrote.")
     text: str | None = option(None, "Text to run both models on; a short one is built in.", metavar="FILE")
-    tokens: int = option(512, "How many tokens of the text to use.")
+    tokens: int = option(256, "How many tokens of the text to use.")
     tensors_only: bool = option(False, "Compare the tensors and do not run the models.")
 
     def __post_init__(self) -> None:

@@ -121,8 +121,8 @@ def open_staging(out: Path, fingerprint: Mapping[str, Any], *, resume: bool, ove
             raise InputError(
                 "the unfinished conversion there has another plan or another source",
                 where=staging.path,
-                found=_difference(lines[0], fingerprint),
-                expected=_difference(fingerprint, lines[0]),
+                found=_difference(lines[0], fingerprint) or None,
+                expected=_difference(fingerprint, lines[0]) or None,
                 hint="--overwrite without --resume starts again",
             )
         if not lines:
@@ -214,4 +214,4 @@ def _replace_empty(staged: Path, out: Path) -> None:
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return the entries of `one` that `other` has not."""
-    return ", ".join(f"{name} {str(value)[:80]}" for name, value in one.items() if other.get(name) != value)
+    return ", ".join(f"{name} {value}" for name, value in one.items() if other.get(name) != value)

@@ -39,13 +39,14 @@ def print_account(account: Account) -> None:
     tensors, nbytes = (sum(values) for values in zip(*((p.tensors, p.nbytes) for p in account.parts), strict=True))
     click.echo(f"{'total':<11}{tensors:>9,}{account.total:>19,}{account.active:>19,}{nbytes:>21,}\n")
     choices, layers = account.paths
+    files = f"{account.files} file{'s' * (account.files > 1)}"
     rows = (
         (
             "disk",
-            f"{size(account.disk)} in {account.files} file(s); {size(account.computed)} computed, the rest copied",
+            f"{size(account.disk)} in {files}; {size(account.computed)} computed, the rest copied",
         ),
         ("to convert", f"about {size(account.convert_memory)} of memory"),
-        ("to run", f"about {size(account.run_memory)}: weights and the cache of a 4,096-token sequence"),
+        ("to run", f"about {size(account.run_memory)}: weights and the cache of {account.cache_tokens:,} tokens"),
         ("to train", f"about {size(account.train_full_memory)} in full, {size(account.train_lora_memory)} by LoRA"),
         ("expert paths", f"{choices} choices in each of {layers} layers: 10^{account.paths_log10:.1f}"),
         ("function", "the same as the dense model's" if account.exact else "near the dense model's, not the same"),

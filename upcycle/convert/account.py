@@ -27,8 +27,8 @@ BASE_BYTES = 40_000_000
 """Resident size of a conversion that only copies."""
 NUMPY_BYTES = 20_000_000
 """What NumPy adds once something is computed."""
-BLOCKS_HELD = 5
-"""Blocks of float32 that a worker holds at once: values, their noise, the sum, its bits and its bytes."""
+BLOCKS_HELD = 8
+"""Blocks of float32 that a worker holds at once: values, their noise, the sum, its bits, its bytes, temporaries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Account:
     computed: int  # bytes drawn or computed; the rest is copied
     convert_memory: int
     run_memory: int
+    cache_tokens: int  # length of the sequence whose key/value cache `run_memory` counts
     train_full_memory: int
     train_lora_memory: int
     paths: tuple[int, int]  # (choices per layer, layers): a token takes one of choices ** layers ways
@@ -119,6 +120,7 @@ def account(plan: Plan, workers: int) -> Account:
         computed=sum(write.nbytes for write in computed),
         convert_memory=_convert_memory(computed, workers),
         run_memory=weights + _cache_bytes(plan),
+        cache_tokens=_cache_tokens(plan),
         train_full_memory=parameters * TRAIN_BYTES,
         train_lora_memory=weights + _lora_parameters(plan) * TRAIN_BYTES,
         paths=(comb(plan.total_experts, plan.active_experts), plan.config["num_hidden_layers"]),
@@ -143,12 +145,15 @@ def _convert_memory(computed: list[Write], workers: int) -> int:
 
 
 def _cache_bytes(plan: Plan) -> int:
-    """Keys and values of `CACHE_TOKENS` tokens, in the dtype of the attention weights."""
+    """Keys and values of one sequence, in the dtype of the attention weights."""
     config = plan.config
-    tokens = min(CACHE_TOKENS, config["max_position_embeddings"] or CACHE_TOKENS)
     width = 2 * config["num_key_value_heads"] * config["head_dim"] * config["num_hidden_layers"]
     dtype = next(write.dtype for write in plan.writes if write.role == "attention")
-    return int(tokens * width * DTYPE_BITS[dtype] // 8)
+    return int(_cache_tokens(plan) * width * DTYPE_BITS[dtype] // 8)
+
+
+def _cache_tokens(plan: Plan) -> int:
+    return min(CACHE_TOKENS, plan.config["max_position_embeddings"] or CACHE_TOKENS)
 
 
 def _lora_parameters(plan: Plan) -> int:

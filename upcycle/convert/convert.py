@@ -49,7 +49,7 @@ def convert(directory: Path, request: Convert, start: Callable[[Plan], Advance])
     drafted = draft(directory, request)
     sources = (directory, *(Path(path) for path in (request.tokenizer,) if path is not None))
     check_out(out, sources, overwrite=request.overwrite)
-    fingerprint = {"plan": drafted.plan.hash, "modified_ns": _modified(drafted.plan)}
+    fingerprint = {"plan": drafted.plan.hash, **_modified(drafted.plan)}
     try:
         with open_staging(out, fingerprint, resume=request.resume, overwrite=request.overwrite) as staging:
             check_space(drafted.plan, staging)
@@ -77,7 +77,7 @@ def _workers(request: Conversion) -> int:
 def _modified(plan: Plan) -> dict[str, int]:
     """When each file was last changed: a resumed conversion must not mix two versions of a model or tokenizer."""
     files = {path.name: path for path in plan.source_files()} | dict(plan.files)
-    return {name: path.stat().st_mtime_ns for name, path in sorted(files.items())}
+    return {f"mtime of {name}": path.stat().st_mtime_ns for name, path in sorted(files.items())}
 
 
 def _write_side_files(plan: Plan, staging: Staging, receipt: bytes) -> None:

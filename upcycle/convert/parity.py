@@ -60,18 +60,20 @@ def run_both(
 ) -> Parity:
     """Return how `moe` compares to `dense` on token ids `(1, T)`; `advance` is called with each step's name."""
     parity = Parity(tokens=ids_BT.shape[1])
-    one, other = StreamedModel(dense, family), StreamedModel(moe, family)
     advance("dense model")
-    states, dense_TV = _run(one, ids_BT)
+    states, dense_TV = _run(StreamedModel(dense, family), ids_BT)  # not kept: it holds the memory of a layer
     parity.largest_logit = float(dense_TV.abs().max())
     advance("mixture of experts")
-    calls, hidden_BTD = _run_compared(other, ids_BT, states, parity)
+    model = StreamedModel(moe, family)
+    calls, hidden_BTD = _run_compared(model, ids_BT, states, parity)
     del states
-    moe_TV = other.logits(hidden_BTD[0])
+    moe_TV = model.logits(hidden_BTD[0])
     _compare_logits(parity, dense_TV, moe_TV, ids_BT[0, 1:])
     del dense_TV
     advance("router gradients")
-    _probe_routers(other, family, calls, _hidden_gradient(other, moe_TV, ids_BT[0, 1:]), parity)
+    gradient_BTD = _hidden_gradient(model, moe_TV, ids_BT[0, 1:])
+    del moe_TV
+    _probe_routers(model, family, calls, gradient_BTD, parity)
     return parity
 
 

@@ -5,7 +5,8 @@ another changes nothing. The first optimizer step ends that, since each expert s
 is the router's gradient after such a step: AdamW's first update, `-lr * sign(gradient)` (1711.05101, algorithm 2 at
 t = 1 without decay), applied to the experts' down projections, gradients from above held at their values.
 
-Shapes: B batch, T tokens, D hidden, F intermediate, E experts, K top-k, S the tokens of one expert.
+Shapes: B batch, T tokens, D hidden, F intermediate, E experts, K top-k, S the tokens of one expert,
+R some rows of a matrix.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from upcycle.families.family import Family
 
 LEARNING_RATE = 1e-4
 """Of the step that the probe imagines; usual for continued training."""
+
+ROWS = 256
+"""Rows of a down projection whose gradient is in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,5 +79,11 @@ def _stepped_output(experts: nn.Module, expert: int, into_SD: Tensor, outer_SD: 
     gate_SF, up_SF = (into_SD @ gate_up_2FD.T).chunk(2, dim=-1)
     activation: Any = experts.act_fn
     inner_SF: Tensor = activation(gate_SF) * up_SF
-    down_gradient_DF = (weights_S[:, None] * outer_SD).T @ inner_SF
-    return inner_SF @ down_DF.T - LEARNING_RATE * (inner_SF @ down_gradient_DF.sign_().T)
+    weighted_SD = weights_S[:, None] * outer_SD
+    moved = []
+    for rows in torch.arange(len(down_DF)).split(
+        ROWS
+    ):  # the gradient of a whole matrix would be as large as the matrix
+        gradient_RF = weighted_SD[:, rows].T @ inner_SF
+        moved.append(inner_SF @ down_DF[rows].T - LEARNING_RATE * (inner_SF @ gradient_RF.sign_().T))
+    return torch.cat(moved, dim=-1)

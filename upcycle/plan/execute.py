@@ -1,17 +1,19 @@
-"""Carrying out a plan: shard by shard into a staging directory, writes of a shard side by side.
+"""Carrying out a plan: into a staging directory, as many shards side by side as there are workers.
 
 Every write knows its offset before anything is written, so workers need no order among themselves: each opens the
-files it needs, moves or computes its bytes, and hashes what it computed.
+files it needs, moves or computes its bytes, and hashes what it computed. The calling thread waits for the disk, so
+that the next shards are copied meanwhile.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
 
-from upcycle.checkpoint.header import BLOCK
+from upcycle.checkpoint.header import BLOCK, TensorSpec
 from upcycle.checkpoint.staging import Staging
 from upcycle.checkpoint.writer import copy_range, shares_blocks, write_all
 from upcycle.errors import StagingError
@@ -20,6 +22,7 @@ from upcycle.plan.plan import Plan, Shard, Write
 from upcycle.plan.sources import Copy
 
 Advance = Callable[[int], None]
+Hashes = dict[str, str]  # tensor -> SHA-256
 
 
 class _StoppedError(Exception):
@@ -32,11 +35,26 @@ def execute(plan: Plan, staging: Staging, *, workers: int, advance: Advance) -> 
     `advance` is called with bytes as they are done, from worker threads. Returns the SHA-256 of every tensor that
     was computed rather than copied. Raises OSError when the disk fails; finished shards stay for --resume.
     """
-    for shard in plan.shards:
-        if _is_done(shard, staging):
-            advance(shard.size)
-        else:
-            staging.record(shard.name, _write_shard(shard, staging.path, workers, advance))
+    stop = Event()
+
+    def guarded_advance(count: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        advance(count)
+
+    jobs: dict[Future[Hashes], Shard] = {}
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        try:
+            for shard in plan.shards:
+                if _is_done(shard, staging):
+                    advance(shard.size)
+                else:
+                    jobs.update(dict.fromkeys(_submit(shard, staging.path, pool, guarded_advance), shard))
+            _collect(jobs, staging)
+        except BaseException:  # Ctrl-C too: the pool must not go on writing
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     return {name: digest for hashes in staging.done.values() for name, digest in sorted(hashes.items())}
 
 
@@ -78,56 +96,58 @@ def _shared_bytes(shard: Shard, sharing: set[Path]) -> int:
     return shared
 
 
-def _write_shard(shard: Shard, directory: Path, workers: int, advance: Advance) -> dict[str, str]:
-    """Write and sync one shard; return the hashes of its computed tensors."""
+def _submit(shard: Shard, directory: Path, pool: ThreadPoolExecutor, advance: Advance) -> list[Future[Hashes]]:
+    """Make the file of a shard and hand its work to the pool: all copies as one job, every computed tensor as another.
+
+    Threads that write to one file wait for each other, so copies gain nothing from more than one.
+    """
     path = directory / shard.name
     with path.open("wb", buffering=0) as file:
         write_all(file, shard.header)
         file.truncate(shard.size)
     advance(len(shard.header))
-    hashes = _run_writes(shard, path, workers, advance)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    return hashes
-
-
-def _run_writes(shard: Shard, path: Path, workers: int, advance: Advance) -> dict[str, str]:
-    stop = Event()
-
-    def guarded_advance(count: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-        advance(count)
-
-    hashes: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        jobs = {pool.submit(_perform, write, path, offset, guarded_advance): write for write, offset in shard.placed()}
-        try:
-            for job in as_completed(jobs):
-                digest = job.result()
-                if digest is not None:
-                    hashes[jobs[job].name] = digest
-        except BaseException:  # Ctrl-C too: the pool must not go on writing
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return hashes
-
-
-def _perform(write: Write, path: Path, offset: int, advance: Advance) -> str | None:
-    """Carry out one write; return the SHA-256 of its bytes if they were computed."""
-    with path.open("rb+", buffering=0) as target:
+    copies, computed = [], []
+    for write, offset in shard.placed():
         if write.is_copy and isinstance(write.source, Copy):
-            spec = write.source.tensor
+            copies.append((write.source.tensor, offset))
+        else:
+            computed.append((write, offset))
+    jobs = [pool.submit(_copy, copies, path, advance)] if copies else []
+    return jobs + [pool.submit(_compute, write, path, offset, advance) for write, offset in computed]
+
+
+def _collect(jobs: Mapping[Future[Hashes], Shard], staging: Staging) -> None:
+    """Sync and record every shard when its last job is done, while the workers go on with the next ones."""
+    left = Counter(shard.name for shard in jobs.values())
+    hashes: dict[str, Hashes] = {name: {} for name in left}
+    for job in as_completed(jobs):
+        name = jobs[job].name
+        hashes[name].update(job.result())
+        left[name] -= 1
+        if not left[name]:
+            with (staging.path / name).open("rb+") as file:
+                os.fsync(file.fileno())
+            staging.record(name, hashes.pop(name))
+
+
+def _copy(copies: list[tuple[TensorSpec, int]], path: Path, advance: Advance) -> Hashes:
+    """Copy tensors to their offsets in `path`; there is nothing to hash."""
+    with path.open("rb+", buffering=0) as target:
+        for spec, offset in copies:
             with spec.path.open("rb", buffering=0) as source:
                 copy_range(source, spec.offset, target, offset, spec.nbytes, advance)
-            return None
-        from upcycle.plan.compute import encoded_blocks  # NumPy is met only when something is computed
+    return {}
 
-        digest = hashlib.sha256()
+
+def _compute(write: Write, path: Path, offset: int, advance: Advance) -> Hashes:
+    """Compute one tensor at its offset in `path`; return the SHA-256 of its bytes under its name."""
+    from upcycle.plan.compute import encoded_blocks  # NumPy is met only when something is computed
+
+    digest = hashlib.sha256()
+    with path.open("rb+", buffering=0) as target:
         target.seek(offset)
         for data in encoded_blocks(write):
             write_all(target, data)
             digest.update(data)
             advance(len(data))
-        return digest.hexdigest()
+    return {write.name: digest.hexdigest()}

@@ -17,8 +17,8 @@ DTYPES: dict[str, Any] = {"auto": "auto", "f32": torch.float32, "f16": torch.flo
 class _Pieces(TextStreamer):  # type: ignore[misc]
     """Hands finished text on as it comes, and keeps it."""
 
-    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, tokenizer: Any, show: Callable[[str], None], *, skip_prompt: bool) -> None:
+        super().__init__(tokenizer, skip_prompt=skip_prompt, skip_special_tokens=True)
         self.show = show
         self.text = ""
 
@@ -28,7 +28,9 @@ class _Pieces(TextStreamer):  # type: ignore[misc]
 
 
 def generate(directory: Path, request: Generate, show: Callable[[str], None]) -> str:
-    """Return what the model in `directory` writes after the prompt; `show` gets it piece by piece.
+    """Return what the model in `directory` writes; `show` gets it piece by piece.
+
+    A prompt that is continued is part of the text; of a chat, only the answer is.
 
     Raises InputError when the directory is no model that transformers can load, or the device is not there.
     """
@@ -39,8 +41,9 @@ def generate(directory: Path, request: Generate, show: Callable[[str], None]) ->
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[request.dtype]).to(device).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"transformers cannot load this model ({error})", where=directory) from error
-    inputs = _encode(tokenizer, request).to(device)
-    streamer = _Pieces(tokenizer, show)
+    chat = tokenizer.chat_template is not None if request.chat is None else request.chat
+    inputs = _encode(tokenizer, request, chat).to(device)
+    streamer = _Pieces(tokenizer, show, skip_prompt=chat)  # what is continued belongs to the text, a question does not
     torch.manual_seed(request.seed)
     unset = dict.fromkeys(("temperature", "top_p", "top_k"))  # a model's own settings warn when nothing is sampled
     sampling: dict[str, Any] = {"temperature": request.temperature} if request.temperature else unset
@@ -73,8 +76,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _encode(tokenizer: Any, request: Generate) -> Any:
-    chat = tokenizer.chat_template is not None if request.chat is None else request.chat
+def _encode(tokenizer: Any, request: Generate, chat: bool) -> Any:
     if not chat:
         return tokenizer(request.prompt, return_tensors="pt", return_token_type_ids=False)
     if tokenizer.chat_template is None:
