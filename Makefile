@@ -36,9 +36,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# What is generated from the code: the command reference, the recipe schema, the layout in the README.
 docs: install
 	$(BIN)/python -m tests.cli_reference > docs/cli.md
 	$(BIN)/upcycle run --schema > recipes/recipe.schema.json
+	$(BIN)/python -m tests.readme_layout
 
 bench: install
 	$(BIN)/python -m benchmarks.convert

@@ -1,6 +1,7 @@
-"""The layout in the README: `python -m tests.readme_layout` prints it, one line per file, from docstrings."""
+"""The layout in the README, one line per file, from docstrings: `python -m tests.readme_layout` puts it there."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -37,4 +38,6 @@ def _summary(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(layout())  # noqa: T201
+    readme = ROOT / "README.md"
+    block = re.compile(r"(?<=^```\n)upcycle/cli/.*?(?=\n```)", re.DOTALL | re.MULTILINE)
+    readme.write_text(block.sub(lambda _: layout(), readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,12 +1,12 @@
 """Turn a dense language model into a mixture of experts.
 
-    from upcycle import Convert, Verify, convert, verify
+    from upcycle import Convert, Verify, run
 
-    convert(Convert(model="SmolLM2-135M", out="moe", experts=8, top_k=2))
-    verify(Verify(dense="SmolLM2-135M", moe="moe"))
+    run(Convert(model="SmolLM2-135M", out="moe", experts=8, top_k=2))
+    assert run(Verify(dense="SmolLM2-135M", moe="moe")).passed
 
-Every command is a function of the same name that takes its request, a dataclass of `upcycle.recipe`; what it needs is
-imported when it is first used.
+A command is a request, a dataclass of `upcycle.recipe` with the options of the command line, and `run` carries it out.
+What that needs is imported when it is first used.
 """
 
 from importlib import import_module
@@ -15,18 +15,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from upcycle.pipeline.stages import convert, generate, plan, verify
+    from upcycle.pipeline.stages import run
     from upcycle.recipe import Convert, Generate, Plan, Verify
 
-_STAGES = ("convert", "generate", "plan", "verify")
-_REQUESTS = ("Convert", "Generate", "Plan", "Verify")
+# No function is named like a subpackage (convert, plan): importing the subpackage would replace it.
+_API = {
+    "run": "upcycle.pipeline.stages",
+    "Convert": "upcycle.recipe",
+    "Generate": "upcycle.recipe",
+    "Plan": "upcycle.recipe",
+    "Verify": "upcycle.recipe",
+}
 
-__all__ = ["Convert", "Generate", "Plan", "Verify", "__version__", "convert", "generate", "plan", "verify"]
+__all__ = ["Convert", "Generate", "Plan", "Verify", "__version__", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _STAGES:
-        return getattr(import_module("upcycle.pipeline.stages"), name)
-    if name in _REQUESTS:
-        return getattr(import_module("upcycle.recipe"), name)
+    if name in _API:
+        return getattr(import_module(_API[name]), name)
     raise AttributeError(f"module 'upcycle' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 `OUT.partial/` holds finished and unfinished shards and `state.jsonl`: first a line with the fingerprint of the
 plan and its sources, then a line for every shard that is complete and on disk. A shard without a line is written
-again, so a kill at any moment costs at most one shard. A lock on the directory keeps a second writer out.
+again, so a kill costs at most the shards in progress. A lock on the directory keeps a second writer out.
 """
 
 import ctypes
@@ -145,7 +145,12 @@ def _read_state(path: Path) -> list[dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         write_durably(path / STATE_FILE, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError:
+        raise InputError(
+            "is damaged", where=path / STATE_FILE, hint="--overwrite without --resume starts again"
+        ) from None
 
 
 @contextmanager

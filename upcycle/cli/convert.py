@@ -23,11 +23,8 @@ def plan(request: recipe.Plan, as_json: bool) -> None:
 @json_option
 def convert(request: recipe.Convert, as_json: bool) -> None:
     """See recipe.Convert."""
-    if request.dry_run:
-        drafted = stages.plan(request)
-    else:
-        with progress_bar("writing") as start:
-            drafted = stages.convert(request, lambda plan: start(plan.bytes_written))
+    with progress_bar("writing") as start:
+        drafted = stages.convert(request, lambda plan: start(plan.bytes_written))
     if as_json:
         print_json(drafted.account.as_json())
     elif request.dry_run:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from upcycle import __version__
+from upcycle.cli.options import HELP_OPTIONS
 from upcycle.errors import InputError, UpcycleError
 
 COMMANDS = {
@@ -41,7 +42,7 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings=HELP_OPTIONS)
 @click.version_option(__version__, prog_name="upcycle")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def group(debug: bool) -> None:

@@ -13,11 +13,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 """Shared by every command that prints a table."""
 
 
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
 class GroupedCommand(click.Command):
     """A command whose `--help` lists options under headings and ends with an example."""
 
     groups: dict[str, str]  # parameter name -> heading
     example: str
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        """As click.Command, with `-h` beside `--help`."""
+        super().__init__(*args, **{"context_settings": HELP_OPTIONS, **settings})
 
     def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write nothing: newer releases of click would list the arguments a second time."""

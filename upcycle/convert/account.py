@@ -24,10 +24,8 @@ CACHE_TOKENS = 4096
 TRAIN_BYTES = 16
 
 BASE_BYTES = 40_000_000
-"""Resident size of a conversion that only copies."""
-NUMPY_BYTES = 20_000_000
-"""What NumPy adds once something is computed."""
-BLOCKS_HELD = 8
+"""Resident size of a conversion that copies, and draws its routers."""
+BLOCKS_HELD = 10
 """Blocks of float32 that a worker holds at once: values, their noise, the sum, its bits, its bytes, temporaries."""
 
 
@@ -138,10 +136,8 @@ def _part(plan: Plan, role: str) -> Part:
 
 def _convert_memory(computed: list[Write], workers: int) -> int:
     """Bytes that a conversion holds: copies hold none, computed tensors a few blocks per worker."""
-    if not computed:
-        return BASE_BYTES
-    block = min(max(write.elements for write in computed), BLOCK_ELEMENTS) * 4
-    return BASE_BYTES + NUMPY_BYTES + min(workers, len(computed)) * block * BLOCKS_HELD
+    block = min(max((write.elements for write in computed), default=0), BLOCK_ELEMENTS) * 4
+    return BASE_BYTES + min(workers, len(computed)) * block * BLOCKS_HELD
 
 
 def _cache_bytes(plan: Plan) -> int:

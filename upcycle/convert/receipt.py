@@ -4,7 +4,6 @@ The receipt holds no time and no path, so the same conversion gives the same byt
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from upcycle.recipe import Conversion, recorded
 FORMAT = 1
 """Version of the receipt's own layout."""
 
-_CACHE_NAME = re.compile(r"models--(?P<organisation>.+?)--(?P<name>.+)")
+_CACHE_PREFIX = "models--"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,11 @@ class Origin:
     def of(directory: Path) -> "Origin":
         """Read the origin off a directory: the Hub's cache is `models--org--name/snapshots/REVISION/`."""
         real = directory.resolve()
-        cached = _CACHE_NAME.fullmatch(real.parent.parent.name) if real.parent.name == "snapshots" else None
-        if cached is None:
+        repository = real.parent.parent.name
+        if real.parent.name != "snapshots" or not repository.startswith(_CACHE_PREFIX):
             return Origin(real.name, None, {})
         etags = {p.name: p.resolve().name for p in sorted(real.glob("*.safetensors")) if p.is_symlink()}
-        return Origin(f"{cached['organisation']}/{cached['name']}", real.name, etags)
+        return Origin(repository.removeprefix(_CACHE_PREFIX).replace("--", "/", 1), real.name, etags)
 
 
 def write_receipt(

@@ -63,8 +63,6 @@ def _plan(request: recipe.Plan, _observer: Observer) -> Any:
 
 
 def _convert(request: recipe.Convert, observer: Observer) -> Any:
-    if request.dry_run:
-        return stages.plan(request)
     with observer.progress("writing") as start:
         return stages.convert(request, lambda plan: start(plan.bytes_written))
 

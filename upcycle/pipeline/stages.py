@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import upcycle
 from upcycle import recipe
@@ -48,7 +48,9 @@ def plan(request: recipe.Conversion) -> "Draft":
 
 
 def convert(request: recipe.Convert, start: Callable[[PlanData], Advance] = lambda _: lambda _: None) -> "Draft":
-    """Convert a dense checkpoint; see `upcycle.convert.convert.convert`."""
+    """Convert a dense checkpoint, or only plan it for a dry run; see `upcycle.convert.convert.convert`."""
+    if request.dry_run:
+        return plan(request)
     from upcycle.convert.convert import convert as carry_out
 
     return carry_out(locate(request.model), request, start)
@@ -66,3 +68,26 @@ def generate(request: recipe.Generate, show: Callable[[str], None] = lambda _: N
     from upcycle.ship.generate import generate as carry_out
 
     return carry_out(locate(request.model), request, show)
+
+
+@overload
+def run(request: recipe.Convert | recipe.Plan) -> "Draft": ...
+@overload
+def run(request: recipe.Verify) -> "Report": ...
+@overload
+def run(request: recipe.Generate) -> str: ...
+def run(request: Any) -> Any:
+    """Carry out a request; return a Draft (of plan and convert), a Report (of verify) or text (of generate).
+
+    Raises what the command's own function raises: InputError for what is wrong with the request or the input.
+    """
+    return STAGES[type(request)](request)
+
+
+STAGES: dict[type[Any], Callable[[Any], Any]] = {
+    recipe.Plan: plan,
+    recipe.Convert: convert,
+    recipe.Verify: verify,
+    recipe.Generate: generate,
+}
+"""Request -> what carries it out."""
