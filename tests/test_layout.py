@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.models import MISTRAL_7B, SMOLLM2_135M, save_header
 from upcycle.checkpoint.header import BLOCK, TensorSpec
 from upcycle.pipeline.stages import plan
-from upcycle.plan.layout import SMALL, lay_out, residue_of
+from upcycle.plan.layout import SMALL, lay_out
 from upcycle.plan.plan import Shard, Write
 from upcycle.plan.sources import Copy, Zeros
 from upcycle.recipe import Plan
@@ -34,7 +34,7 @@ def names(shards: tuple[Shard, ...]) -> list[list[str]]:
 
 
 def is_aligned(write: Write, offset: int) -> bool:
-    return residue_of(write) == offset % BLOCK
+    return write.copied is not None and write.copied.offset % BLOCK == offset % BLOCK
 
 
 # -- golden examples --------------------------------------------------------------------------------------------------
@@ -130,9 +130,9 @@ def test_every_layout(tensors: list[tuple[int, int, bool]], start: int, limit: i
         assert shard.residue is None or len(shard.header) % BLOCK == shard.residue
         for write, offset in shard.placed():
             # Only copies too small to be worth a shard may lie elsewhere in their block than in the source.
-            assert not write.is_copy or write.nbytes < SMALL or is_aligned(write, offset)
+            assert not write.copied or write.nbytes < SMALL or is_aligned(write, offset)
     for shard in shards[:-1]:
-        if shard.residue is not None and all(write.is_copy for write in shard.writes):
+        if shard.residue is not None and all(write.copied for write in shard.writes):
             aligned = [is_aligned(write, offset) for write, offset in shard.placed()]
             assert aligned == sorted(aligned, reverse=True), "strays come after the walk"
             assert aligned[0]
@@ -161,7 +161,7 @@ def test_real_models_are_aligned(
 ) -> None:
     model = save_header(config, tmp_path, residue=residue)
     drafted = plan(Plan(model=str(model), experts=experts, max_shard_size=limit))
-    placed = [item for shard in drafted.plan.shards for item in shard.placed() if item[0].is_copy]
+    placed = [item for shard in drafted.plan.shards for item in shard.placed() if item[0].copied]
     copied = sum(write.nbytes for write, _ in placed)
     aligned = sum(write.nbytes for write, offset in placed if is_aligned(write, offset))
     assert copied > 0.99 * drafted.plan.bytes_written

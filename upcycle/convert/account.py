@@ -110,7 +110,7 @@ def account(plan: Plan, workers: int) -> Account:
     parts = tuple(_part(plan, role) for role in ROLES if any(write.role == role for write in plan.writes))
     weights = sum(part.nbytes for part in parts)
     parameters = sum(part.parameters for part in parts)
-    computed = [write for write in plan.writes if not write.is_copy]
+    computed = [write for write in plan.writes if not write.copied]
     return Account(
         parts=parts,
         files=len(plan.shards),

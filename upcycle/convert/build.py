@@ -21,7 +21,7 @@ from upcycle.families.family import TensorRow
 from upcycle.families.match import Match, match
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import Plan, Write
-from upcycle.plan.sources import Source
+from upcycle.plan.sources import Copy, Source, reads
 from upcycle.recipe import Conversion
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -59,13 +59,8 @@ def _writes(matched: Match, checkpoint: Checkpoint, request: Conversion) -> list
     for row in matched.family.tensors:
         for layer in range(matched.sizes["L"]) if row.per_layer else (0,):
             writes += _row_writes(row, layer, matched, checkpoint, request)
-    order = {name: number for number, name in enumerate(checkpoint.tensors)}
-    return sorted(writes, key=lambda write: order.get(_source_name(write), len(order)))
-
-
-def _source_name(write: Write) -> str:
-    spec = getattr(write.source, "tensor", None)
-    return "" if spec is None else str(spec.name)
+    order: dict[TensorSpec | None, int] = {spec: number for number, spec in enumerate(checkpoint.tensors.values())}
+    return sorted(writes, key=lambda write: order.get(reads(write.source), len(order)))
 
 
 def _row_writes(row: TensorRow, layer: int, matched: Match, checkpoint: Checkpoint, request: Conversion) -> list[Write]:
@@ -84,8 +79,6 @@ def _row_writes(row: TensorRow, layer: int, matched: Match, checkpoint: Checkpoi
 
 
 def _source(row: TensorRow, spec: TensorSpec, target: str, request: Conversion) -> Source:
-    from upcycle.plan.sources import Copy
-
     return METHODS[request.method](spec, target, request) if row.per_expert else Copy(spec)
 
 
@@ -102,7 +95,7 @@ def _main_dtype(tensors: list[TensorSpec] | list[Write]) -> str:
 
 
 def _is_lossless(write: Write) -> bool:
-    spec: TensorSpec | None = getattr(write.source, "tensor", None)
+    spec = reads(write.source)
     return spec is None or spec.dtype == write.dtype or (spec.dtype, write.dtype) in _LOSSLESS
 
 

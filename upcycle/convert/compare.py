@@ -11,7 +11,6 @@ from upcycle.checkpoint.header import TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.plan.compute import encoded_blocks, read_blocks
 from upcycle.plan.plan import Plan, Write
-from upcycle.plan.sources import Copy, reads
 
 CHUNK = 4 * 2**20
 """Bytes compared at a time."""
@@ -71,7 +70,7 @@ def _record(result: Comparison, write: Write, problem: str | None) -> None:
         result.redrawn.append(write.name)
     elif problem is not None:
         result.different.append(f"{write.name}: {problem}")
-    elif write.is_copy:
+    elif write.copied:
         result.copied += 1
     else:
         result.computed += 1
@@ -81,9 +80,9 @@ def _check_write(write: Write, spec: TensorSpec, expected_hash: str | None) -> s
     """Return what is wrong with a tensor, or None."""
     if (spec.dtype, spec.shape) != (write.dtype, write.shape):
         return f"found {spec.dtype} {spec.shape}, expected {write.dtype} {write.shape}"
-    if write.is_copy and isinstance(write.source, Copy):
-        offset = _first_difference(_chunks(spec), _chunks(write.source.tensor))
-        return None if offset is None else f"differs from {write.source.tensor.name} at byte {offset}"
+    if write.copied:
+        offset = _first_difference(_chunks(spec), _chunks(write.copied))
+        return None if offset is None else f"differs from {write.copied.name} at byte {offset}"
     return _check_computed(write, spec, expected_hash)
 
 
@@ -122,9 +121,7 @@ def _scanned(writes: list[Write], moe: Checkpoint) -> list[TensorSpec]:
     """The tensors whose values must be looked at: of equal copies, the first is enough."""
     first: dict[str, TensorSpec] = {}
     for write in writes:
-        source = reads(write.source)
-        key = source.name if write.is_copy and source is not None else write.name
-        first.setdefault(key, moe.tensors[write.name])
+        first.setdefault(write.copied.name if write.copied else write.name, moe.tensors[write.name])
     return list(first.values())
 
 

@@ -7,6 +7,7 @@ that the next shards are copied meanwhile.
 
 import hashlib
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -17,9 +18,7 @@ from upcycle.checkpoint.header import BLOCK, TensorSpec
 from upcycle.checkpoint.staging import Staging
 from upcycle.checkpoint.writer import copy_range, shares_blocks, write_all
 from upcycle.errors import StagingError
-from upcycle.plan.layout import residue_of
 from upcycle.plan.plan import Plan, Shard, Write
-from upcycle.plan.sources import Copy
 
 Advance = Callable[[int], None]
 Hashes = dict[str, str]  # tensor -> SHA-256
@@ -65,8 +64,8 @@ def check_space(plan: Plan, staging: Staging) -> None:
     sharing = {path for path in plan.source_files() if shares_blocks(path, staging.path)}
     needed -= sum(_shared_bytes(shard, sharing) for shard in left)
     # Unfinished shards are written over, so what they take now is free for them.
-    held = sum(path.stat().st_blocks * 512 for shard in left if (path := staging.path / shard.name).exists())
-    free = _free_bytes(staging.path) + held
+    held = sum(_disk_bytes(staging.path / shard.name) for shard in left)
+    free = shutil.disk_usage(staging.path).free + held
     if needed > free:
         raise StagingError(
             f"{staging.path.parent}: not enough space; found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB"
@@ -80,18 +79,17 @@ def _is_done(shard: Shard, staging: Staging) -> bool:
     return shard.name in staging.done and path.is_file() and path.stat().st_size == shard.size
 
 
-def _free_bytes(directory: Path) -> int:
-    import shutil
-
-    return shutil.disk_usage(directory).free
+def _disk_bytes(path: Path) -> int:
+    """Bytes of disk that a file takes; none where it is not there, or the platform does not say (Windows)."""
+    return getattr(path.stat(), "st_blocks", 0) * 512 if path.exists() else 0
 
 
 def _shared_bytes(shard: Shard, sharing: set[Path]) -> int:
     """Bytes of the whole blocks that the shard has in common with its sources, were all of them shareable."""
     shared = 0
     for write, offset in shard.placed():
-        aligned = write.is_copy and isinstance(write.source, Copy) and residue_of(write) == offset % BLOCK
-        if aligned and write.source.tensor.path in sharing:  # type: ignore[union-attr]
+        spec = write.copied
+        if spec and spec.path in sharing and spec.offset % BLOCK == offset % BLOCK:
             shared += max(0, (offset + write.nbytes) // BLOCK - -(-offset // BLOCK)) * BLOCK
     return shared
 
@@ -108,8 +106,8 @@ def _submit(shard: Shard, directory: Path, pool: ThreadPoolExecutor, advance: Ad
     advance(len(shard.header))
     copies, computed = [], []
     for write, offset in shard.placed():
-        if write.is_copy and isinstance(write.source, Copy):
-            copies.append((write.source.tensor, offset))
+        if write.copied:
+            copies.append((write.copied, offset))
         else:
             computed.append((write, offset))
     jobs = [pool.submit(_copy, copies, path, advance)] if copies else []

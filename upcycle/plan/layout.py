@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 from upcycle.checkpoint.header import BLOCK
 from upcycle.plan.plan import Shard, Write
-from upcycle.plan.sources import reads
 
 SMALL = 2**20
 """Bytes below which a copy that fits no walk is not worth a shard of its own."""
@@ -20,8 +19,8 @@ SMALL = 2**20
 
 def lay_out(writes: Iterable[Write], max_shard_size: int) -> tuple[Shard, ...]:
     """Distribute `writes` over shards of at most `max_shard_size` bytes each (a larger tensor stands alone)."""
-    copies = [write for write in writes if write.is_copy]
-    others = [write for write in writes if not write.is_copy]
+    copies = [write for write in writes if write.copied]
+    others = [write for write in writes if not write.copied]
     walks, strays = _walks(copies)
     groups: list[tuple[int | None, list[Write]]] = []
     for residue, walk in walks:
@@ -36,18 +35,12 @@ def lay_out(writes: Iterable[Write], max_shard_size: int) -> tuple[Shard, ...]:
     )
 
 
-def residue_of(write: Write) -> int:
-    """Return the residue of the source offset of a copy."""
-    spec = reads(write.source)
-    assert spec is not None, write.name  # noqa: S101 - a copy reads a tensor
-    return spec.offset % BLOCK
-
-
 def _walks(copies: list[Write]) -> tuple[list[tuple[int, list[Write]]], list[Write]]:
     """Return aligned walks `(residue at the start, writes)` and the small copies that no walk could take."""
     edges: dict[int, tuple[deque[Write], deque[Write]]] = defaultdict(lambda: (deque(), deque()))
     for write in copies:
-        edges[residue_of(write)][write.nbytes % BLOCK != 0].append(write)
+        if spec := write.copied:
+            edges[spec.offset % BLOCK][write.nbytes % BLOCK != 0].append(write)
     walks: list[tuple[int, list[Write]]] = []
     for start in list(edges):
         while any(edges[start]):

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from upcycle.checkpoint.header import build_header, tensor_bytes
+from upcycle.checkpoint.header import TensorSpec, build_header, tensor_bytes
 from upcycle.plan.sources import Copy, Source, describe, reads
 
 
@@ -34,9 +34,10 @@ class Write:
         return prod(self.shape)
 
     @property
-    def is_copy(self) -> bool:
-        """Whether the bytes are moved as they are."""
-        return isinstance(self.source, Copy) and self.source.tensor.dtype == self.dtype
+    def copied(self) -> TensorSpec | None:
+        """The source tensor whose very bytes these are, or None when they are computed."""
+        source = self.source
+        return source.tensor if isinstance(source, Copy) and source.tensor.dtype == self.dtype else None
 
 
 @dataclass(frozen=True)
