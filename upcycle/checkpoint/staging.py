@@ -2,7 +2,8 @@
 
 `OUT.partial/` holds finished and unfinished shards and `state.jsonl`: first a line with the fingerprint of the
 plan and its sources, then a line for every shard that is complete and on disk. A shard without a line is written
-again, so a kill costs at most the shards in progress. A lock on the directory keeps a second writer out.
+again, so a kill costs at most the shards in progress. The state file goes last, after the rename: a staging directory
+without one is an output that was replaced. A lock on the directory keeps a second writer out.
 """
 
 import ctypes
@@ -49,15 +50,31 @@ class Staging:
             check_out(self.out, (), overwrite=self.overwrite)  # again: hours may have passed
         except InputError as error:
             raise StagingError(f"{error}; what is finished is kept in {self.path}") from None
-        (self.path / STATE_FILE).unlink()
         sync_directory(self.path)
         if self.out.exists() and any(self.out.iterdir()):
+            (self.out / STATE_FILE).unlink(missing_ok=True)  # of an earlier commit that was cut off
             _exchange(self.path, self.out)
-            sync_directory(self.out.parent)
-            _remove(self.path)
         else:
             self.path.replace(self.out) if os.name != "nt" else _replace_empty(self.path, self.out)
         sync_directory(self.out.parent)
+        _clean_up(self.out)
+
+
+def finish_commit(out: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether `out` is complete, made by the same work and cut off after the rename; if so, remove what that left."""
+    if not (out / STATE_FILE).is_file() or _read_state(out)[:1] != [fingerprint]:
+        return False
+    _clean_up(out)
+    return True
+
+
+def _clean_up(out: Path) -> None:
+    """After the rename: the state file goes, and the output that was replaced."""
+    (out / STATE_FILE).unlink(missing_ok=True)
+    sync_directory(out)
+    if _is_replaced_output(staging_path(out)):
+        _remove(staging_path(out))
+        sync_directory(out.parent)
 
 
 def staging_path(out: Path) -> Path:

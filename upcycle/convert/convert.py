@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.checkpoint.reader import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-from upcycle.checkpoint.staging import RECEIPT_FILE, Staging, check_out, open_staging, staging_path
+from upcycle.checkpoint.staging import RECEIPT_FILE, Staging, check_out, finish_commit, open_staging, staging_path
 from upcycle.checkpoint.writer import copy_range, write_durably
 from upcycle.convert.account import Account, account
 from upcycle.convert.build import build_plan
@@ -48,8 +48,10 @@ def convert(directory: Path, request: Convert, start: Callable[[Plan], Advance])
     out = Path(request.out)
     drafted = draft(directory, request)
     sources = (directory, *(Path(path) for path in (request.tokenizer,) if path is not None))
-    check_out(out, sources, overwrite=request.overwrite)
     fingerprint = {"plan": drafted.plan.hash, **_modified(drafted.plan)}
+    if request.resume and finish_commit(out, fingerprint):
+        return drafted
+    check_out(out, sources, overwrite=request.overwrite)
     try:
         with open_staging(out, fingerprint, resume=request.resume, overwrite=request.overwrite) as staging:
             check_space(drafted.plan, staging)
