@@ -92,7 +92,9 @@ def test_without_debug_an_internal_error_is_one_line():
 def test_interrupting_exits_130_and_terminating_143():
     for name, code, word in (("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")):
         kill = f"os.kill(os.getpid(), signal.{name})"
-        fault = f"import os, signal, upcycle.pipeline.stages as s; s.plan = lambda request: {kill}"
+        # Set, since a process that is started in the background inherits SIGINT as ignored.
+        heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+        fault = f"import os, signal, upcycle.pipeline.stages as s; {heard}; s.plan = lambda request: {kill}"
         done = upcycle("plan", "model", before=fault)
         assert done.returncode == code, done
         assert word in done.stderr

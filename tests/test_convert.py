@@ -393,6 +393,13 @@ def test_receipt(tiny: Path, out: Path) -> None:
             "etags": {},
             "files": {"model.safetensors": {"size": header.size, "header_sha256": header.sha256}},
         },
+        "files": {
+            "model.safetensors": open_checkpoint(out).headers["model.safetensors"].sha256,
+            **{
+                name: hashlib.sha256((out / name).read_bytes()).hexdigest()
+                for name in ("config.json", "generation_config.json")
+            },
+        },
         "computed_sha256": {
             name: hashlib.sha256(raw(tensor)).hexdigest()
             for name, tensor in tensors(out).items()
@@ -570,7 +577,7 @@ def test_out_is_not_empty(tiny: Path, out: Path) -> None:
     assert str(error) == f"{out}: OUT is not empty; --overwrite replaces it when the new one is complete"
     error = refused(InputError, tiny, out, overwrite=True)
     assert str(error) == (
-        f"{out}: OUT was not made by upcycle, so --overwrite leaves it alone; found no upcycle.json; "
+        f"{out}: OUT holds what upcycle did not make, so --overwrite leaves it alone; found no upcycle.json; "
         "remove it yourself or choose another OUT"
     )
 
@@ -586,8 +593,10 @@ def test_out_lies_in_directories_yet_to_be_made(tiny: Path, out: Path) -> None:
 
 def test_overwrite_replaces_all_of_the_old_output(tiny: Path, tmp_path: Path, out: Path) -> None:
     run_convert(tiny, out, max_shard_size="20KB")
-    (out / "notes.txt").write_text("goes with the rest")
+    (out / "notes.txt").write_text("precious")
     assert refused(InputError, tiny, out).what == "OUT is not empty"
+    assert refused(InputError, tiny, out, overwrite=True).found == "notes.txt"
+    (out / "notes.txt").unlink()
     run_convert(tiny, out, overwrite=True, seed=1)
     assert contents(out) == contents(run_convert(tiny, tmp_path / "fresh", seed=1))
     assert {path.name for path in tmp_path.iterdir()} == {"moe", "fresh"}
@@ -610,7 +619,7 @@ def test_a_foreign_directory_where_the_work_is_staged(tiny: Path, out: Path) -> 
         with pytest.raises(InputError) as caught:
             run_convert(tiny, out, **fields)
         assert str(caught.value) == (
-            f"{foreign}: is in the way and was not made by upcycle; move it away or choose another OUT"
+            f"{foreign}: is in the way and is no unfinished conversion; move it away or choose another OUT"
         )
     assert contents(out.parent) == {"moe.partial/thesis.tex": b"precious"}
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, MistralConfig, MixtralConfig
 from tests.conftest import edit_json
 from tests.models import SMALL
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
-from upcycle.errors import CheckpointError, InputError, UnsupportedError
+from upcycle.errors import CheckpointError, InputError, RecipeError, UnsupportedError
 from upcycle.families.family import Carry, Family, Keep, Rule
 from upcycle.families.match import find_family, match, target_config
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
@@ -115,6 +115,7 @@ def test_golden_config() -> None:
         "num_key_value_heads": 2,
         "head_dim": 8,  # 32 / 4
         "max_position_embeddings": 64,
+        "attention_dropout": 0.0,
         "rms_norm_eps": 3e-5,
         "hidden_act": "silu",
         "initializer_range": 0.02,
@@ -195,7 +196,8 @@ def test_refused_by_name(family: Family, name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refused_field_cannot_be_ignored_away(name: str) -> None:
-    assert name in refused({**LLAMA, name: REFUSED[name][0]}, ignored_fields=(name,)).what
+    with pytest.raises(RecipeError, match=f"--ignore-config {name}: the field is accounted for"):
+        target_config(FAMILIES["llama"], {**LLAMA, name: REFUSED[name][0]}, (name,))
 
 
 @pytest.mark.parametrize("name", REFUSED)

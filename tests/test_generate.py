@@ -46,5 +46,9 @@ def test_what_cannot_be_done_is_refused(tiny: Path) -> None:
         generate(Generate(model="demo:tiny", prompt=PROMPT, device="warp"))
     with pytest.raises(InputError, match=r"the tokenizer has no chat template; --no-chat continues the prompt"):
         generate(Generate(model="demo:tiny", prompt=PROMPT, chat=True))
-    with pytest.raises(InputError, match="transformers cannot load this model"):
-        generate(Generate(model=str(tiny), prompt=PROMPT))  # it has no tokenizer
+    with pytest.raises(InputError, match="holds no tokenizer; `upcycle convert --tokenizer DIR` takes one"):
+        generate(Generate(model=str(tiny), prompt=PROMPT))
+    with pytest.raises(InputError, match="the prompt is empty"):
+        generate(Generate(model="demo:tiny", prompt=""))
+    with pytest.raises(InputError, match="no such device; found meta"):
+        generate(Generate(model="demo:tiny", prompt=PROMPT, device="meta"))

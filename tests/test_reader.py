@@ -138,7 +138,7 @@ def test_a_shard_that_is_a_dangling_link(sharded: Path) -> None:
 def test_a_shard_that_is_a_directory(single: Path) -> None:
     (single / SINGLE).unlink()
     (single / SINGLE).mkdir()
-    assert refusal(single).what == "cannot be read (Is a directory)"
+    assert refusal(single).what == "is not a regular file, or a link to none"
 
 
 # -- the index --------------------------------------------------------------------------------------------------------

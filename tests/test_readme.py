@@ -11,6 +11,7 @@ import pytest
 
 from tests.readme_layout import layout
 from upcycle.cli.main import group
+from upcycle.pipeline.steps import read_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,6 +48,13 @@ def test_the_python_runs(tmp_path: Path) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_the_recipe_is_sound(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "recipe.yaml").write_text(block)
+    chain = read_recipe(tmp_path / "recipe.yaml")
+    assert [type(step).__name__ for step in chain.steps] == ["Convert", "Verify", "Generate"]
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

@@ -20,7 +20,7 @@ Method = Literal["copy"]
 MAX_EXPERTS = 65536
 """More experts than any published model has by two orders of magnitude; catches a slip of the keyboard."""
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -125,7 +125,9 @@ class Generate:
     def __post_init__(self) -> None:
         """Raise RecipeError for lengths and temperatures that make no sense."""
         _require(1 <= self.max_new_tokens <= 10**6, "max_new_tokens", self.max_new_tokens, "1 to a million")
-        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "a finite number, 0 or more")
+        usable = self.temperature == 0 or 1e-3 <= self.temperature <= 1e3
+        _require(usable, "temperature", self.temperature, "0, or 0.001 to 1000")
+        _require(-(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
 
 
 def recorded(request: Conversion) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.checkpoint.strict_json import MAX_JSON_BYTES, parse_object
-from upcycle.errors import CheckpointError
+from upcycle.errors import CheckpointError, InputError
 
 BLOCK = 4096
 """Bytes per file-system block, the unit in which XFS and btrfs share copies."""
@@ -102,6 +102,12 @@ def build_header(
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     modulus, target = (8, 0) if residue is None else (BLOCK, residue)
     text += b" " * ((target - 8 - len(text)) % modulus)
+    if len(text) > MAX_JSON_BYTES:
+        raise InputError(
+            "too many tensors for one file",
+            found=f"{len(tensors):,}",
+            hint="a smaller --max-shard-size makes more files",
+        )
     return struct.pack("<Q", len(text)) + text
 
 

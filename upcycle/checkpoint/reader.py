@@ -1,5 +1,6 @@
 """A checkpoint directory: its config, its tensors and its side files, checked before anything is used."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,7 +61,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 def present_files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
     """Return those of `names` that exist in `directory`, each checked to lie inside it (or in the Hub cache)."""
-    return tuple(_inside(directory, name) for name in names if (directory / name).exists())
+    return tuple(_inside(directory, name) for name in names if os.path.lexists(directory / name))
 
 
 def _read_shards(directory: Path) -> dict[str, Header]:
@@ -85,7 +86,7 @@ def _read_indexed(directory: Path, single_exists: bool) -> dict[str, Header]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("has no weight_map", where=path)
     names = _shard_names(weight_map, path)
-    if single_exists and SINGLE_FILE not in names:
+    if single_exists and names != [SINGLE_FILE]:
         raise CheckpointError(
             f"both {SINGLE_FILE} and {INDEX_FILE} are there, and readers differ in which they load",
             where=directory,
@@ -150,6 +151,8 @@ def _refuse_duplicates(headers: Mapping[str, Header]) -> None:
 def _inside(directory: Path, name: str) -> Path:
     """Return `directory / name`; a symlink may only lead inside the directory or into the same Hub cache entry."""
     path = directory / name
+    if os.path.lexists(path) and not path.is_file():
+        raise CheckpointError("is not a regular file, or a link to none", where=path)
     if not path.is_symlink():
         return path
     real, root = path.resolve(), directory.resolve()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import sync_directory, write_durably
 from upcycle.errors import InputError, StagingError
 
@@ -69,12 +70,12 @@ def finish_commit(out: Path, fingerprint: Mapping[str, Any]) -> bool:
 
 
 def _clean_up(out: Path) -> None:
-    """After the rename: the state file goes, and the output that was replaced."""
-    (out / STATE_FILE).unlink(missing_ok=True)
-    sync_directory(out)
-    if _is_replaced_output(staging_path(out)):
+    """After the rename: the output that was replaced goes, then the state file, which tells that it was replaced."""
+    if _is_replaced_output(out):
         _remove(staging_path(out))
         sync_directory(out.parent)
+    (out / STATE_FILE).unlink(missing_ok=True)
+    sync_directory(out)
 
 
 def staging_path(out: Path) -> Path:
@@ -92,17 +93,32 @@ def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
         _check_apart(out, source.resolve())
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError("OUT is not a directory", where=out, hint="choose another OUT")
+    if out.is_mount():
+        raise InputError(
+            "OUT is a mount point, which no rename can put in place", where=out, hint="choose a directory inside it"
+        )
     if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
         raise InputError("OUT is not empty", where=out, hint="--overwrite replaces it when the new one is complete")
-    if not (out / RECEIPT_FILE).is_file():
+    foreign = _not_made_here(out)
+    if foreign:
         raise InputError(
-            "OUT was not made by upcycle, so --overwrite leaves it alone",
+            "OUT holds what upcycle did not make, so --overwrite leaves it alone",
             where=out,
-            found=f"no {RECEIPT_FILE}",
+            found=foreign,
             hint="remove it yourself or choose another OUT",
         )
+
+
+def _not_made_here(out: Path) -> str | None:
+    """Return what in `out` is not of a conversion, or None: the receipt names the files that it made."""
+    if not (out / RECEIPT_FILE).is_file():
+        return f"no {RECEIPT_FILE}"
+    files = read_object(out / RECEIPT_FILE).get("files")
+    made = {RECEIPT_FILE, STATE_FILE, *(files if isinstance(files, dict) else ())}
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in made or not entry.is_file())
+    return ", ".join(foreign[:4]) or None
 
 
 def _check_apart(out: Path, source: Path) -> None:
@@ -124,8 +140,10 @@ def open_staging(out: Path, fingerprint: Mapping[str, Any], *, resume: bool, ove
     found = staging.path.exists()
     staging.path.mkdir(exist_ok=True)
     with _locked(staging.path):
-        _refuse_foreign(staging.path)
-        if _is_replaced_output(staging.path) or (overwrite and not resume):
+        replaced = _is_replaced_output(out)
+        if not replaced:
+            _refuse_foreign(staging.path)
+        if replaced or (overwrite and not resume):
             _clear(staging.path)
         elif found and not resume:
             raise InputError(
@@ -163,11 +181,13 @@ def _read_state(path: Path) -> list[dict[str, Any]]:
     if whole != data:
         write_durably(path / STATE_FILE, whole)
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        lines = [json.loads(line) for line in whole.splitlines()]
     except ValueError:
-        raise InputError(
-            "is damaged", where=path / STATE_FILE, hint="--overwrite without --resume starts again"
-        ) from None
+        lines = [None]
+    if not all(isinstance(line, dict) for line in lines) or not all({"shard", "sha256"} <= set(x) for x in lines[1:]):
+        hint = "--overwrite without --resume starts again"
+        raise InputError("is damaged", where=path / STATE_FILE, hint=hint)
+    return lines
 
 
 @contextmanager
@@ -195,22 +215,26 @@ def _remove(path: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Empty the directory; the files that show it to be upcycle's go last, for a kill in between."""
-    for entry in sorted(path.iterdir(), key=lambda entry: entry.name in (STATE_FILE, RECEIPT_FILE)):
+    """Empty the directory; the file that shows it to be upcycle's goes last, for a kill in between."""
+    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == STATE_FILE):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _refuse_foreign(path: Path) -> None:
     names = {entry.name for entry in path.iterdir()}
-    if names and not names & {STATE_FILE, RECEIPT_FILE}:
+    if names and STATE_FILE not in names:
         raise InputError(
-            "is in the way and was not made by upcycle", where=path, hint="move it away or choose another OUT"
+            "is in the way and is no unfinished conversion", where=path, hint="move it away or choose another OUT"
         )
 
 
-def _is_replaced_output(path: Path) -> bool:
-    """Whether a kill came while --overwrite deleted the output it had swapped out: a receipt, but no state file."""
-    return (path / RECEIPT_FILE).is_file() and not (path / STATE_FILE).exists()
+def _is_replaced_output(out: Path) -> bool:
+    """Whether a kill came between the exchange of two outputs and the end of the commit.
+
+    Then the new one in OUT still has its state file, and what is left of the old one has none.
+    """
+    old = staging_path(out)
+    return (out / STATE_FILE).is_file() and old.is_dir() and not (old / STATE_FILE).exists()
 
 
 def _exchange(staged: Path, out: Path) -> None:

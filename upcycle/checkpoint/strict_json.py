@@ -40,9 +40,13 @@ def read_object(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 "JSON file too large", where=path, found=f"{path.stat().st_size} bytes", expected="at most 100 MB"
             )
-        return parse_object(path.read_bytes(), path)
+        value = parse_object(path.read_bytes(), path)
+        json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise CheckpointError(f"cannot be read ({error.strerror})", where=path) from None
+    except UnicodeEncodeError:  # "\ud800" by itself: could be read, but not written again
+        raise CheckpointError("holds half of a surrogate pair", where=path) from None
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

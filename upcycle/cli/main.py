@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import traceback
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
@@ -51,7 +52,7 @@ def group(debug: bool) -> None:
     \b
     upcycle plan    MODEL             what would be written, from headers alone
     upcycle convert MODEL OUT         dense checkpoint -> mixture of experts
-    upcycle verify  MODEL OUT         the proof that they compute the same
+    upcycle verify  DENSE MOE         the proof that they compute the same
     """
 
 
@@ -78,8 +79,8 @@ def main() -> NoReturn:
         sys.exit(1)
     except Exception as error:  # the last net: one line, the traceback on request
         if debug:
-            raise
-        known = isinstance(error, UpcycleError)
+            traceback.print_exc()
+        known = isinstance(error, UpcycleError | OSError)
         _say(f"{'error' if known else f'internal error: {type(error).__name__}'}: {error}")
         sys.exit(2 if isinstance(error, InputError) else 1)
 

@@ -1,6 +1,7 @@
 """Tables for people and JSON for programs."""
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,8 +13,16 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as indented JSON."""
-    click.echo(json.dumps(value, indent=2))
+    """Print `value` as indented JSON; NaN and infinity, which JSON lacks, become null."""
+    click.echo(json.dumps(_finite(value), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def warn(message: str | None) -> None:
@@ -39,6 +48,7 @@ def print_account(account: Account) -> None:
     tensors, nbytes = (sum(values) for values in zip(*((p.tensors, p.nbytes) for p in account.parts), strict=True))
     click.echo(f"{'total':<11}{tensors:>9,}{account.total:>19,}{account.active:>19,}{nbytes:>21,}\n")
     choices, layers = account.paths
+    per_layer = f"{choices:,}" if choices < 10**9 else f"10^{account.paths_log10 / layers:.1f}"
     files = f"{account.files} file{'s' * (account.files > 1)}"
     rows = (
         (
@@ -48,7 +58,7 @@ def print_account(account: Account) -> None:
         ("to convert", f"about {size(account.convert_memory)} of memory"),
         ("to run", f"about {size(account.run_memory)}: weights and the cache of {account.cache_tokens:,} tokens"),
         ("to train", f"about {size(account.train_full_memory)} in full, {size(account.train_lora_memory)} by LoRA"),
-        ("expert paths", f"{choices} choices in each of {layers} layers: 10^{account.paths_log10:.1f}"),
+        ("expert paths", f"{per_layer} choices in each of {layers} layers: 10^{account.paths_log10:.1f}"),
         ("function", "the same as the dense model's" if account.exact else "near the dense model's, not the same"),
         ("plan", account.plan_hash[:16]),
     )
@@ -67,5 +77,5 @@ def print_written(out: str, account: Account) -> None:
 def print_report(report: "Report") -> None:
     """Print a verification: a line per check, and the verdict."""
     for line in report.lines:
-        click.echo(f"{line.verdict:<6}{line.name:<18}{line.text}")
+        click.echo(f"{line.verdict:<6}{line.name:<19}{line.text}")
     click.echo("verified" if report.passed else "NOT VERIFIED")

@@ -96,7 +96,7 @@ class Account:
                 "train_lora": self.train_lora_memory,
             },
             "expert_paths": {
-                "per_layer": self.paths[0],
+                "per_layer": self.paths[0] if self.paths[0] < 2**53 else None,  # what every JSON reader holds exactly
                 "layers": self.paths[1],
                 "log10": round(self.paths_log10, 3),
             },

@@ -16,7 +16,7 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.convert.methods import METHODS, is_exact
 from upcycle.convert.routers import check_router_can_learn, initial_router
-from upcycle.errors import InputError
+from upcycle.errors import InputError, UnsupportedError
 from upcycle.families.family import TensorRow
 from upcycle.families.match import Match, match
 from upcycle.plan.layout import lay_out
@@ -41,6 +41,10 @@ def build_plan(directory: Path, request: Conversion) -> Plan:
     matched = match(checkpoint, request.ignore_config)
     check_router_can_learn(matched.family, request)
     writes = _writes(matched, checkpoint, request)
+    if any(write.dtype == "F64" for write in writes):
+        raise UnsupportedError(
+            f"no {matched.family.moe} runs in float64", where=directory, hint="--dtype f32 rounds the weights"
+        )
     exact = is_exact(request) and all(_is_lossless(write) for write in writes)
     return Plan(
         shards=lay_out(writes, request.shard_bytes()),
@@ -105,8 +109,14 @@ def _config(matched: Match, request: Conversion, writes: list[Write]) -> dict[st
     config.update({name: chosen[what] for name, what in matched.family.expert_fields.items()})
     config.update(matched.family.constants)
     # transformers 5 reads `dtype`, programs made for 4 read `torch_dtype`
-    config["dtype"] = config["torch_dtype"] = DTYPE_WORDS[_main_dtype(writes)]
+    config["dtype"] = config["torch_dtype"] = _config_dtype(matched.config, request, writes)
     return config
+
+
+def _config_dtype(config: Mapping[str, Any], request: Conversion, writes: list[Write]) -> Any:
+    """The word by which readers choose what to run in: the dense model's own, unless another dtype is asked for."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    return named if request.dtype == "keep" and named else DTYPE_WORDS[_main_dtype(writes)]
 
 
 def _side_files(checkpoint: Checkpoint, request: Conversion) -> dict[str, Path]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.checkpoint.reader import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-from upcycle.checkpoint.staging import RECEIPT_FILE, Staging, check_out, finish_commit, open_staging, staging_path
-from upcycle.checkpoint.writer import copy_range, write_durably
+from upcycle.checkpoint.staging import RECEIPT_FILE, check_out, finish_commit, open_staging, staging_path
+from upcycle.checkpoint.strict_json import read_object
+from upcycle.checkpoint.writer import write_durably
 from upcycle.convert.account import Account, account
 from upcycle.convert.build import build_plan
 from upcycle.convert.receipt import Origin, write_receipt
 from upcycle.convert.routers import router_warning
-from upcycle.errors import StagingError, UpcycleError
+from upcycle.errors import CheckpointError, StagingError, UpcycleError
 from upcycle.plan.execute import Advance, check_space, execute
 from upcycle.plan.plan import Plan
 from upcycle.recipe import Conversion, Convert
@@ -38,6 +39,14 @@ def draft(directory: Path, request: Conversion) -> Draft:
     return Draft(plan, account(plan, _workers(request)), router_warning(request))
 
 
+def rehearse(directory: Path, request: Convert) -> Draft:
+    """Make every check of a conversion that needs no writing, and return its draft."""
+    drafted = draft(directory, request)
+    if not request.resume:
+        check_out(Path(request.out).expanduser(), _sources(directory, request), overwrite=request.overwrite)
+    return drafted
+
+
 def convert(directory: Path, request: Convert, start: Callable[[Plan], Advance]) -> Draft:
     """Convert the checkpoint in `directory` into `request.out`.
 
@@ -45,31 +54,53 @@ def convert(directory: Path, request: Convert, start: Callable[[Plan], Advance])
     OUT appears by one rename when everything is on disk. Raises InputError before a byte is written, StagingError when
     the disk fails; an interrupted conversion stays in `OUT.partial` for `resume`.
     """
-    out = Path(request.out)
+    out = Path(request.out).expanduser()
     drafted = draft(directory, request)
-    sources = (directory, *(Path(path) for path in (request.tokenizer,) if path is not None))
-    fingerprint = {"plan": drafted.plan.hash, **_modified(drafted.plan)}
-    if request.resume and finish_commit(out, fingerprint):
-        return drafted
-    check_out(out, sources, overwrite=request.overwrite)
+    modified = _modified(drafted.plan)
+    fingerprint = {"plan": drafted.plan.hash, **modified}
     try:
+        if request.resume and (finish_commit(out, fingerprint) or _is_made(out, drafted.plan)):
+            return drafted
+        check_out(out, _sources(directory, request), overwrite=request.overwrite)
         with open_staging(out, fingerprint, resume=request.resume, overwrite=request.overwrite) as staging:
             check_space(drafted.plan, staging)
             hashes = execute(drafted.plan, staging, workers=_workers(request), advance=start(drafted.plan))
-            receipt = write_receipt(drafted.plan, drafted.account, request, hashes, Origin.of(directory))
-            _write_side_files(drafted.plan, staging, receipt)
+            files = _side_files(drafted.plan)
+            receipt = write_receipt(drafted.plan, drafted.account, request, hashes, Origin.of(directory), files)
+            for name, data in {**files, RECEIPT_FILE: receipt}.items():
+                write_durably(staging.path / name, data)
+            if _modified(drafted.plan) != modified:
+                raise CheckpointError(
+                    "the model changed while it was converted", where=directory, hint="convert it again"
+                )
             staging.commit()
     except OSError as error:
-        raise StagingError(f"{error.filename or staging_path(out)}: {error.strerror}; {_kept(out)}") from error
+        place = staging_path(out) if os.path.lexists(staging_path(out)) else out
+        raise StagingError("; ".join([f"{error.filename or place}: {error.strerror}", *_kept(out)])) from error
     except BaseException as error:  # Ctrl-C and SIGTERM: whoever reports them can say what is left
-        if staging_path(out).exists() and not isinstance(error, UpcycleError):
-            error.add_note(_kept(out))
+        if not isinstance(error, UpcycleError):
+            for note in _kept(out):
+                error.add_note(note)
         raise
     return drafted
 
 
-def _kept(out: Path) -> str:
-    return f"what is finished is kept in {staging_path(out)}, and --resume continues from it"
+def _kept(out: Path) -> list[str]:
+    """What is left of work that was cut off, as a sentence; none when nothing is."""
+    staging = staging_path(out)
+    return (
+        [f"what is finished is kept in {staging}, and --resume continues from it"] if os.path.lexists(staging) else []
+    )
+
+
+def _sources(directory: Path, request: Convert) -> tuple[Path, ...]:
+    return (directory,) if request.tokenizer is None else (directory, Path(request.tokenizer))
+
+
+def _is_made(out: Path, plan: Plan) -> bool:
+    """Whether OUT is already what this plan makes, so that there is nothing to resume."""
+    receipt = out / RECEIPT_FILE
+    return receipt.is_file() and read_object(receipt).get("plan") == plan.hash
 
 
 def _workers(request: Conversion) -> int:
@@ -82,18 +113,13 @@ def _modified(plan: Plan) -> dict[str, int]:
     return {f"mtime of {name}": path.stat().st_mtime_ns for name, path in sorted(files.items())}
 
 
-def _write_side_files(plan: Plan, staging: Staging, receipt: bytes) -> None:
-    """Config, index, tokenizer and receipt, after the weights; the receipt last."""
-    for name, path in plan.files.items():
-        with path.open("rb", buffering=0) as source, (staging.path / name).open("wb", buffering=0) as target:
-            copy_range(source, 0, target, 0, path.stat().st_size, lambda _: None)
-            os.fsync(target.fileno())
+def _side_files(plan: Plan) -> dict[str, bytes]:
+    """What stands beside the weights: config, index, and the tokenizer's and generation's files byte for byte."""
+    files = {name: path.read_bytes() for name, path in plan.files.items()}
     if [shard.name for shard in plan.shards] != [SINGLE_FILE]:
         total = sum(write.nbytes for write in plan.writes)
-        index = {"metadata": {"total_size": total}, "weight_map": plan.weight_map()}
-        write_durably(staging.path / INDEX_FILE, _json(index))
-    write_durably(staging.path / CONFIG_FILE, _json(dict(plan.config)))
-    write_durably(staging.path / RECEIPT_FILE, receipt)
+        files[INDEX_FILE] = _json({"metadata": {"total_size": total}, "weight_map": plan.weight_map()})
+    return {**files, CONFIG_FILE: _json(dict(plan.config))}
 
 
 def _json(value: Any) -> bytes:

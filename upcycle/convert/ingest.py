@@ -57,9 +57,7 @@ def _dequantise(path: Path, directory: Path) -> None:
     try:
         import gguf as _  # noqa: F401 - transformers reads GGUF through it
     except ImportError:
-        raise InputError(
-            "reading GGUF needs the gguf package", where=path, hint="pip install 'upcycle[gguf]'"
-        ) from None
+        raise InputError("reading GGUF needs the gguf package", where=path, hint="pip install gguf") from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils.logging import disable_progress_bar

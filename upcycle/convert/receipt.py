@@ -3,6 +3,7 @@
 The receipt holds no time and no path, so the same conversion gives the same bytes wherever it is done.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from upcycle.checkpoint.staging import RECEIPT_FILE
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.convert.account import Account
 from upcycle.errors import CheckpointError, RecipeError
+from upcycle.option import Option, options_of
 from upcycle.plan.plan import Plan
 from upcycle.recipe import Conversion, recorded
 
@@ -44,9 +46,17 @@ class Origin:
 
 
 def write_receipt(
-    plan: Plan, account: Account, request: Conversion, hashes: Mapping[str, str], origin: Origin
+    plan: Plan,
+    account: Account,
+    request: Conversion,
+    hashes: Mapping[str, str],
+    origin: Origin,
+    side_files: Mapping[str, bytes],
 ) -> bytes:
-    """Return the receipt's bytes. `hashes` are the SHA-256 of the drawn and computed tensors."""
+    """Return the receipt's bytes.
+
+    `hashes` are the SHA-256 of the drawn and computed tensors; `side_files` is everything written beside the weights.
+    """
     recipe = recorded(request)
     recipe["model"] = origin.name
     for name in ("tokenizer", "chat_template"):
@@ -64,6 +74,9 @@ def write_receipt(
             "etags": dict(origin.etags),
             "files": plan.sources,
         },
+        # of weights, the hash of the header: their data is not read for the receipt
+        "files": {shard.name: hashlib.sha256(shard.header).hexdigest() for shard in plan.shards}
+        | {name: hashlib.sha256(data).hexdigest() for name, data in sorted(side_files.items())},
         "computed_sha256": dict(sorted(hashes.items())),
     }
     return json.dumps(receipt, indent=2).encode() + b"\n"
@@ -76,12 +89,12 @@ def read_receipt(checkpoint: Checkpoint) -> dict[str, Any]:
         raise CheckpointError(
             "there is no receipt to hold the tensors against",
             where=path,
-            hint="verify takes what `upcycle convert` wrote",
+            hint="verify takes the dense model first, then what `upcycle convert` wrote",
         )
     receipt = read_object(path)
     if receipt.get("upcycle") != FORMAT:
         raise CheckpointError("another receipt format", where=path, found=receipt.get("upcycle"), expected=FORMAT)
-    wanted = {"recipe": dict, "plan": str, "computed_sha256": dict, "versions": dict}
+    wanted = {"recipe": dict, "plan": str, "computed_sha256": dict, "versions": dict, "source": dict, "files": dict}
     broken = [name for name, kind in wanted.items() if not isinstance(receipt.get(name), kind)]
     if broken:
         raise CheckpointError("damaged receipt", where=path, expected=f"{', '.join(broken)}")
@@ -90,12 +103,27 @@ def read_receipt(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def request_of(receipt: Mapping[str, Any], where: Path) -> Conversion:
     """Return the conversion that a receipt records, for building its plan again."""
-    recipe = {**receipt["recipe"], "tokenizer": None, "chat_template": None, "allow_dead_router": True}
+    said = {**receipt["recipe"], "tokenizer": None, "chat_template": None}
+    options = {name: option for name, option in options_of(Conversion).items() if option.recorded}
+    wrong = [name for name, option in options.items() if not _fits(option, said.get(name))]
+    if wrong or set(said) != set(options):
+        raise CheckpointError(f"damaged recipe in the receipt ({', '.join(wrong) or 'wrong names'})", where=where)
+    values: dict[str, Any] = {name: tuple(value) if options[name].many else value for name, value in said.items()}
     try:
-        recipe["ignore_config"] = tuple(recipe.get("ignore_config", ()))
-        return Conversion(**recipe)
-    except (TypeError, RecipeError) as error:
+        return Conversion(**values, allow_dead_router=True)
+    except RecipeError as error:
         raise CheckpointError(f"damaged recipe in the receipt ({error})", where=where) from None
+
+
+def _fits(option: Option, value: Any) -> bool:
+    """Whether a value of the receipt's JSON is one that the option can have."""
+    if option.many:
+        return isinstance(value, list) and all(type(item) is option.kind for item in value)
+    if value is None:
+        return option.nullable
+    if option.choices:
+        return value in option.choices
+    return type(value) is option.kind or (option.kind is float and type(value) is int)
 
 
 def _versions(computed: bool) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from upcycle.checkpoint.reader import Checkpoint
-from upcycle.errors import CheckpointError, UnsupportedError
+from upcycle.errors import CheckpointError, RecipeError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.family import Carry, Family, Keep, Only, Rule, Uniform
 from upcycle.families.table import ALREADY_MOE, DEFAULT_ROPE_THETA, FAMILIES
@@ -78,7 +78,12 @@ def target_config(family: Family, config: Mapping[str, Any], ignored_fields: Seq
         problem = _apply(name, rule, config, result)
         if problem:
             problems.append(problem)
-    known = {*family.fields, *rope.FIELDS, "head_dim", *ignored_fields}
+    ruled = {*family.fields, *rope.FIELDS, "head_dim"}
+    for name in ignored_fields:
+        if name in ruled or name not in config:
+            reason = "is accounted for, and is not left out" if name in ruled else "is not in config.json"
+            raise RecipeError(f"--ignore-config {name}: the field {reason}", option="ignore_config")
+    known = {*ruled, *ignored_fields}
     unknown = [name for name in config if name not in known]
     problems += [f"{name} = {_brief(config[name])}: not known to have a counterpart" for name in unknown]
     if problems:
@@ -95,7 +100,10 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
     """Add what `rule` makes of the field to `result`, or return what is wrong with it."""
     value = config.get(name)
     if isinstance(rule, Carry):
-        result[name] = value = config.get(name, rule.default)
+        value = config.get(name, rule.default)
+        if value is None and rule.kind == "number or null":  # the dense class takes null for its default
+            value = rule.default
+        result[name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
     if isinstance(rule, Keep) and name in config:
         result[name] = value
@@ -116,11 +124,16 @@ def _is_uniform(value: Any, rule: Uniform) -> bool:
 def _kind_problem(name: str, value: Any, kind: str) -> str | None:
     good = {
         "size": type(value) is int and 1 <= value <= MAX_SIZE,
-        "number": type(value) in (int, float) and 0 <= value < float("inf"),
+        "number": _is_number(value),
+        "number or null": _is_number(value),
         "flag": type(value) is bool,
         "any": True,
     }[kind]
     return None if good else f"{name} = {_brief(value)}: expected a {kind}"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def _derive_heads(config: Mapping[str, Any], result: dict[str, Any]) -> None:

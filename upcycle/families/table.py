@@ -54,7 +54,7 @@ _KEPT = (
     # read by tokenizers, generation or training, not by the forward pass
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
     "decoder_start_token_id", "tokenizer_class",
-    "dtype", "torch_dtype", "use_cache", "attention_dropout",
+    "dtype", "torch_dtype", "use_cache",
     "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
     "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",
@@ -87,6 +87,7 @@ COMMON_FIELDS: Mapping[str, Rule] = {
     "hidden_act": Carry("silu"),
     "initializer_range": Carry(0.02, "number"),
     "rms_norm_eps": Carry(1e-6, "number"),
+    "attention_dropout": Carry(0.0, "number or null"),
     "tie_word_embeddings": Carry(False, "flag"),
     "attention_bias": Only((False,), _NO_BIAS),
     "mlp_bias": Only((False,), _NO_BIAS),

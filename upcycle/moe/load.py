@@ -32,7 +32,7 @@ class StreamedModel:
 
     def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
         """Build the stock module tree of the checkpoint's config, without weights."""
-        config = AutoConfig.from_pretrained(checkpoint.directory)
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="eager"
@@ -51,7 +51,9 @@ class StreamedModel:
         `before(layer, call)` sees what each layer is called with.
         """
         with self._reading_layers(before), self.reading(self.base.norm, "model.norm"), torch.no_grad():
-            hidden_BTD: Tensor = self.base(inputs_embeds=embeddings_BTD, use_cache=False).last_hidden_state
+            hidden_BTD: Tensor = self.base(
+                inputs_embeds=embeddings_BTD, use_cache=False, return_dict=True
+            ).last_hidden_state
         return hidden_BTD
 
     def embed(self, ids_BT: Tensor) -> Tensor:

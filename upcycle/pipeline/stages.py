@@ -49,10 +49,11 @@ def plan(request: recipe.Conversion) -> "Draft":
 
 def convert(request: recipe.Convert, start: Callable[[PlanData], Advance] = lambda _: lambda _: None) -> "Draft":
     """Convert a dense checkpoint, or only plan it for a dry run; see `upcycle.convert.convert.convert`."""
-    if request.dry_run:
-        return plan(request)
     from upcycle.convert.convert import convert as carry_out
+    from upcycle.convert.convert import rehearse
 
+    if request.dry_run:
+        return rehearse(locate(request.model), request)
     return carry_out(locate(request.model), request, start)
 
 
@@ -60,7 +61,7 @@ def verify(request: recipe.Verify, start: Callable[[PlanData], Advance] = lambda
     """Hold a mixture of experts against its dense model; see `upcycle.convert.verify.verify`."""
     from upcycle.convert.verify import verify as carry_out
 
-    return carry_out(locate(request.dense), Path(request.moe), request, start)
+    return carry_out(locate(request.dense), Path(request.moe).expanduser(), request, start)
 
 
 def generate(request: recipe.Generate, show: Callable[[str], None] = lambda _: None) -> str:

@@ -25,10 +25,13 @@ def lay_out(writes: Iterable[Write], max_shard_size: int) -> tuple[Shard, ...]:
     groups: list[tuple[int | None, list[Write]]] = []
     for residue, walk in walks:
         groups += _cut(residue, walk, max_shard_size)
+    size = _size(groups[-1][1]) if groups else 0
     for write in (*strays, *others):
-        if not groups or _size(groups[-1][1]) + write.nbytes > max_shard_size:
+        if not groups or size + write.nbytes > max_shard_size:
             groups.append((None, []))
+            size = 0
         groups[-1][1].append(write)
+        size += write.nbytes
     count = len(groups)
     return tuple(
         Shard(_shard_name(number, count), tuple(group), residue) for number, (residue, group) in enumerate(groups, 1)

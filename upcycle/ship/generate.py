@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
+from upcycle.checkpoint.reader import TOKENIZER_FILES, present_files
 from upcycle.errors import InputError
 from upcycle.recipe import Generate
 
@@ -36,13 +37,22 @@ def generate(directory: Path, request: Generate, show: Callable[[str], None]) ->
     """
     device = find_device(request.device)
     disable_progress_bar()
+    if directory.is_dir() and not present_files(directory, TOKENIZER_FILES):
+        raise InputError(
+            "holds no tokenizer", where=directory, hint="`upcycle convert --tokenizer DIR` takes one from elsewhere"
+        )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[request.dtype]).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=DTYPES[request.dtype], trust_remote_code=False, use_safetensors=True
+        )
+        model.to(device).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"transformers cannot load this model ({error})", where=directory) from error
     chat = tokenizer.chat_template is not None if request.chat is None else request.chat
     inputs = _encode(tokenizer, request, chat).to(device)
+    if not inputs["input_ids"].numel():
+        raise InputError("the prompt is empty", hint="give it at least one token to go on from")
     streamer = _Pieces(tokenizer, show, skip_prompt=chat)  # what is continued belongs to the text, a question does not
     torch.manual_seed(request.seed)
     unset = dict.fromkeys(("temperature", "top_p", "top_k"))  # a model's own settings warn when nothing is sampled
@@ -68,7 +78,7 @@ def find_device(name: str) -> torch.device:
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # refuses the meta device too
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
             "no such device", found=name, expected=f"auto, cpu{f' or {accelerator}' if accelerator else ''}"

@@ -30,7 +30,7 @@ def token_ids(checkpoint: Checkpoint, text: str, limit: int) -> Tensor:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=False)
         ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
     except Exception as error:  # transformers raises many kinds here, none its own
         raise InputError(f"the tokenizer cannot be used ({error})", where=checkpoint.directory) from error
