@@ -244,7 +244,7 @@ def test_figures_are_those_of_stock_transformers(tiny: Path, converted: Converte
     moe = converted(tiny, noise=0.3)  # noise, so that the gradients are not zero
     one, other = open_checkpoint(tiny), open_checkpoint(moe)
     ids = random_ids(96, 40)
-    parity = run_both(one, other, find_family(one.config), ids, lambda _: None)
+    parity = run_both(one, other, find_family(one.config), ids)
     stock_dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     stock = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32)
     with torch.no_grad():

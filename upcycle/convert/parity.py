@@ -3,7 +3,6 @@
 Shapes: B batch (1), T tokens, D hidden, V vocabulary, E experts, K top-k.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,22 +54,17 @@ class Parity:
         return self.relative <= TOLERANCE and self.agreement == 1.0
 
 
-def run_both(
-    dense: Checkpoint, moe: Checkpoint, family: Family, ids_BT: Tensor, advance: Callable[[str], None]
-) -> Parity:
-    """Return how `moe` compares to `dense` on token ids `(1, T)`; `advance` is called with each step's name."""
+def run_both(dense: Checkpoint, moe: Checkpoint, family: Family, ids_BT: Tensor) -> Parity:
+    """Return how `moe` compares to `dense` on token ids `(1, T)`."""
     parity = Parity(tokens=ids_BT.shape[1])
-    advance("dense model")
     states, dense_TV = _run(StreamedModel(dense, family), ids_BT)  # not kept: it holds the memory of a layer
     parity.largest_logit = float(dense_TV.abs().max())
-    advance("mixture of experts")
     model = StreamedModel(moe, family)
     calls, hidden_BTD = _run_compared(model, ids_BT, states, parity)
     del states
     moe_TV = model.logits(hidden_BTD[0])
     _compare_logits(parity, dense_TV, moe_TV, ids_BT[0, 1:])
     del dense_TV
-    advance("router gradients")
     gradient_BTD = _hidden_gradient(model, moe_TV, ids_BT[0, 1:])
     del moe_TV
     _probe_routers(model, family, calls, gradient_BTD, parity)

@@ -170,7 +170,7 @@ def _check_function(report: Report, plan: Plan, dense: Checkpoint, moe: Checkpoi
     else:
         ids = random_ids(moe.config["vocab_size"], min(request.tokens, 64))
         report.lines.append(Line("text", "note", "there is no tokenizer: the models run on random tokens"))
-    parity: Parity = run_both(dense, moe, family, ids, lambda _: None)
+    parity: Parity = run_both(dense, moe, family, ids)
     # A method that changes the function on purpose is not at fault, but the reader must see by how much.
     finite = isfinite(parity.relative) and isfinite(parity.dense_loss) and isfinite(parity.moe_loss)
     otherwise: Verdict = "FAIL" if plan.exact or not finite else "note"
