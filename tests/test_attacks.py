@@ -105,13 +105,14 @@ def test_a_mount_point_is_refused_before_the_work(tiny: Path) -> None:
     assert caught.value.hint == "choose a directory inside it"
 
 
-def test_resume_of_what_is_done_is_done(tiny: Path, tmp_path: Path) -> None:
-    out = run_convert(tiny, tmp_path / "moe")
-    before = contents(out)
-    run_convert(tiny, out, resume=True)
-    assert contents(out) == before
-    with pytest.raises(InputError, match="OUT is not empty"):
-        run_convert(tiny, out, resume=True, seed=1)
+def test_resume_does_not_take_an_older_output_for_done(tiny: Path, copy_of: Copied, tmp_path: Path) -> None:
+    """The plan of a fine-tune is the same, for its headers are; its weights are not."""
+    model = copy_of(tiny)
+    out = run_convert(model, tmp_path / "moe")
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: value * 2 for name, value in tensors.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="OUT is not empty; --overwrite replaces it"):
+        run_convert(model, out, resume=True)
 
 
 def test_home_is_found_in_out(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

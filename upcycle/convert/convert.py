@@ -9,7 +9,6 @@ from typing import Any
 
 from upcycle.checkpoint.reader import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from upcycle.checkpoint.staging import RECEIPT_FILE, check_out, finish_commit, open_staging, staging_path
-from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import write_durably
 from upcycle.convert.account import Account, account
 from upcycle.convert.build import build_plan
@@ -59,7 +58,7 @@ def convert(directory: Path, request: Convert, start: Callable[[Plan], Advance])
     modified = _modified(drafted.plan)
     fingerprint = {"plan": drafted.plan.hash, **modified}
     try:
-        if request.resume and (finish_commit(out, fingerprint) or _is_made(out, drafted.plan)):
+        if request.resume and finish_commit(out, fingerprint):
             return drafted
         check_out(out, _sources(directory, request), overwrite=request.overwrite)
         with open_staging(out, fingerprint, resume=request.resume, overwrite=request.overwrite) as staging:
@@ -95,12 +94,6 @@ def _kept(out: Path) -> list[str]:
 
 def _sources(directory: Path, request: Convert) -> tuple[Path, ...]:
     return (directory,) if request.tokenizer is None else (directory, Path(request.tokenizer))
-
-
-def _is_made(out: Path, plan: Plan) -> bool:
-    """Whether OUT is already what this plan makes, so that there is nothing to resume."""
-    receipt = out / RECEIPT_FILE
-    return receipt.is_file() and read_object(receipt).get("plan") == plan.hash
 
 
 def _workers(request: Conversion) -> int:
