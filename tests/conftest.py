@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.assets import fetch
 from tests.models import VARIANTS, save_dense
 from upcycle.pipeline.stages import locate
 
 ROOT = Path(__file__).parent.parent
+
+settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
