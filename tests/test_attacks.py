@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import contents, edit_json, run_convert
 from tests.models import save_dense
-from upcycle.checkpoint.staging import staging_path
+from upcycle.checkpoint.place import staging_path
+from upcycle.checkpoint.staging import Staging
 from upcycle.errors import CheckpointError, InputError, RecipeError, StagingError, UnsupportedError
 from upcycle.pipeline.stages import convert, plan, verify
 from upcycle.recipe import Convert, Generate, Plan, Verify
@@ -165,13 +166,25 @@ def test_thousands_of_experts_are_planned(tiny: Path) -> None:
     json.dumps(account.as_json())
 
 
-@pytest.mark.parametrize("state", [b"\0\0\n", b"[1]\n", b'{"plan": "x"}\n{"shard": 1}\n'])
-def test_a_damaged_journal_is_named(tiny: Path, tmp_path: Path, state: bytes) -> None:
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("state.jsonl", b"\0\0\n"), ("state.jsonl", b"[1]\n"),
+        ("state-00001-of-00001.jsonl", b"\0\0\n"), ("state-00001-of-00001.jsonl", b'{"shard": 1}\n'),
+    ],
+)  # fmt: skip
+def test_a_damaged_journal_is_named(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lines: bytes
+) -> None:
     out = tmp_path / "moe"
-    staging_path(out).mkdir()
-    (staging_path(out) / "state.jsonl").write_bytes(state)
-    with pytest.raises(InputError, match="is damaged; --overwrite without --resume starts again"):
+    with monkeypatch.context() as full, pytest.raises(StagingError):
+        full.setattr(Staging, "commit", lambda _: (_ for _ in ()).throw(StagingError("the disk is full")))
+        run_convert(tiny, out)
+    (staging_path(out) / name).write_bytes(lines)
+    with pytest.raises(InputError, match="is damaged; --overwrite without --resume starts again") as caught:
         run_convert(tiny, out, resume=True)
+    assert caught.value.where == str(staging_path(out) / name)
+    run_convert(tiny, out, overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,6 @@ def test_reads_what_safetensors_writes_with_numpy(file: Path) -> None:
     }
     safetensors.numpy.save_file(arrays, file, metadata={"format": "np"})
     header = read_header(file)
-    assert header.metadata == {"format": "np"}
     assert header.size == file.stat().st_size
     data = file.read_bytes()
     for name, array in arrays.items():
@@ -133,7 +132,7 @@ def test_header_larger_than_any(file: Path, length: int) -> None:
 def test_header_longer_than_the_file(file: Path) -> None:
     file.write_bytes(struct.pack("<Q", 3) + b"{}")
     # 8 bytes of length, 2 of JSON; 8 + 3 would be needed
-    assert facts(refusal(file)) == ("header longer than the file", "10 bytes", "at least 11", None)
+    assert facts(refusal(file)) == ("header longer than the file", "10 bytes", "at least 11", "download the file again")
 
 
 def test_truncated_data(file: Path) -> None:
@@ -171,6 +170,7 @@ def test_tensor_out_of_range(file: Path) -> None:
 
 # -- one entry --------------------------------------------------------------------------------------------------------
 
+MALFORMED = ("malformed entry", None, "exactly dtype, shape and data_offsets", None)
 NOT_SIZES = "shape and data_offsets must be lists of non-negative integers"
 
 
@@ -179,7 +179,7 @@ NOT_SIZES = "shape and data_offsets must be lists of non-negative integers"
     [
         {"data_offsets": [-12, 0]}, {"data_offsets": [0, -12]}, {"data_offsets": [False, 12]},
         {"data_offsets": [0, 12.0]}, {"data_offsets": [0]}, {"data_offsets": [0, 12, 12]},
-        {"data_offsets": ["0", "12"]}, {"data_offsets": None}, {"data_offsets": {"0": 12}},
+        {"data_offsets": ["0", "12"]}, {"data_offsets": None},
         {"data_offsets": [0, 2**63]},
         {"shape": [-2, -3]}, {"shape": [True, 6]}, {"shape": [2.0, 3]}, {"shape": 6}, {"shape": [[2], 3]},
         {"shape": [None]}, {"shape": [2**64, 0]},
@@ -219,11 +219,15 @@ def test_size_must_match_the_shape(file: Path, change: dict[str, Any], found: st
     assert facts(error) == ("size does not match its shape", found, expected, None)
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_million_dimensions(file: Path, size: int) -> None:
-    entry = {"dtype": "U8", "shape": [size] * 1_000_000, "data_offsets": [0, 1]}
+def test_sixty_five_dimensions(file: Path) -> None:
+    entry = {"dtype": "U8", "shape": [1] * 65, "data_offsets": [0, 1]}
     error = refusal(raw_safetensors(file, {"x": entry}, bytes(1)))
-    assert facts(error) == ("too many dimensions", 1_000_000, "at most 64", None)
+    assert facts(error) == ("too many dimensions", 65, "at most 64", None)
+
+
+def test_a_million_dimensions(file: Path) -> None:
+    entry = {"dtype": "U8", "shape": [2] * 1_000_000, "data_offsets": [0, 1]}
+    assert facts(refusal(raw_safetensors(file, {"x": entry}, bytes(1)))) == MALFORMED
 
 
 def test_sixty_four_dimensions_are_fine(file: Path) -> None:
@@ -238,16 +242,21 @@ def test_unknown_dtype(file: Path, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [{**GOOD, "strides": [3, 1]}, {"dtype": "BF16", "shape": [2, 3]}, {}, [], None, "BF16", 12], ids=str
-)
+    "entry",
+    [
+        {**GOOD, "strides": [3, 1]}, {**GOOD, "data_offsets": {"0": 12}}, {"dtype": "BF16", "shape": [2, 3]},
+        {}, [], None, "BF16", 12,
+    ],
+    ids=str,
+)  # fmt: skip
 def test_entry_has_exactly_its_three_fields(file: Path, entry: Any) -> None:
     error = refusal(raw_safetensors(file, {"x": entry}, bytes(12)))
-    assert facts(error) == ("malformed entry", None, "exactly dtype, shape and data_offsets", None)
+    assert facts(error) == MALFORMED
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", "../x", "a/b", "/etc/passwd", "..", "a..b", "a\\b", "a\nb", "a\x00b", "a\x1b[31mb", "a\u202eb", "a\ud800b"],
+    ["", "../x", "a/b", "/etc/passwd", "..", "a..b", "a\\b", "a\nb", "a\x00b", "a\x1b[31mb", "a\u202eb"],
     ids=ascii,
 )
 def test_unsafe_names(file: Path, name: str) -> None:
@@ -278,9 +287,13 @@ ENTRY = json.dumps(GOOD)
         ('{"x": {"dtype": "BF16", "shape": [NaN], "data_offsets": [0, 12]}}', "NaN is not a JSON number"),
         ('{"x": {"dtype": "BF16", "shape": [-Infinity], "data_offsets": [0, 12]}}', "-Infinity is not a JSON number"),
         ('{"x": {"dtype": "BF16", "shape": [1e999], "data_offsets": [0, 12]}}', "1e999 is out of range"),
-        ('{"x": ' + "[" * 200_000 + "]" * 200_000 + "}", "nested too deeply"),
+        (
+            '{"x": {"dtype": "BF16", "shape": [-0, 6], "data_offsets": [0, 12]}}',
+            "-0 is not a whole number to all readers",
+        ),
+        ('{"x": {"dtype": "BF16", "shape": ' + "[" * 8000 + "]" * 8000 + "}}", "nested too deeply"),
     ],
-    ids=["top level", "in an entry", "in the metadata", "NaN", "infinity", "1e999", "nesting"],
+    ids=["top level", "in an entry", "in the metadata", "NaN", "infinity", "1e999", "minus zero", "nesting"],
 )
 def test_json_must_be_strict(file: Path, text: str, reason: str) -> None:
     assert facts(refusal(raw_safetensors(file, text.encode()))) == (f"not valid JSON ({reason})", None, None, None)
@@ -288,20 +301,30 @@ def test_json_must_be_strict(file: Path, text: str, reason: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b'{"x\xff": 1}', b"{", b"", b"{} {}", b"{'x': 1}", b'{"x": 1,}', json.dumps({"x": 1}).encode("utf-16")],
-    ids=["not UTF-8", "cut", "empty", "two documents", "quotes", "comma", "UTF-16"],
+    [
+        b'{"x\xff": 1}',
+        b"{",
+        b"{} {}",
+        b"{'x': 1}",
+        b'{"x": %s,}' % ENTRY.encode(),
+        b'{"x" {}}',
+        b'{"\\x": {}}',
+        b'{"a\\ud800b": {}}',
+    ],
+    ids=["not UTF-8", "cut", "two documents", "quotes", "comma", "colon", "escape", "half a pair"],
 )
 def test_not_json(file: Path, text: bytes) -> None:
     assert refusal(raw_safetensors(file, text)).what.startswith("not valid JSON (")
 
 
-def test_a_number_of_a_million_digits(file: Path) -> None:
-    assert refusal(raw_safetensors(file, b'{"x": ' + b"9" * 10**6 + b"}")).what.startswith("not valid JSON (Exceeds")
+def test_a_number_of_many_digits(file: Path) -> None:
+    text = b'{"x": {"dtype": "U8", "shape": [%s], "data_offsets": [0, 1]}}' % (b"9" * 5000)
+    assert refusal(raw_safetensors(file, text)).what.startswith("not valid JSON (Exceeds")
 
 
-@pytest.mark.parametrize(("text", "found"), [(b"[]", "list"), (b"null", "NoneType"), (b"3", "int"), (b'"x"', "str")])
-def test_header_must_be_an_object(file: Path, text: bytes, found: str) -> None:
-    assert facts(refusal(raw_safetensors(file, text))) == ("wrong JSON document", found, "an object", None)
+@pytest.mark.parametrize("text", [b"[]", b"null", b"3", b'"x"', b"", b" {}", json.dumps({"x": 1}).encode("utf-16")])
+def test_header_must_be_an_object(file: Path, text: bytes) -> None:
+    assert refusal(raw_safetensors(file, text)).what.startswith(("the header does not begin with", "not valid JSON"))
 
 
 @pytest.mark.parametrize("metadata", [{"a": 1}, {"a": None}, {"a": {}}, [], None, "pt"], ids=str)

@@ -19,7 +19,9 @@ import pytest
 from tests.conftest import contents, edit_json, run_convert
 from tests.models import SMOLLM2_135M, save_header
 from upcycle.checkpoint import writer
-from upcycle.checkpoint.staging import STATE_FILE, Staging, open_staging, staging_path
+from upcycle.checkpoint.journal import STATE_FILE, Part, is_bookkeeping
+from upcycle.checkpoint.place import staging_path
+from upcycle.checkpoint.staging import Staging, open_staging
 from upcycle.checkpoint.writer import copy_range
 from upcycle.errors import CheckpointError, InputError, StagingError
 
@@ -29,6 +31,8 @@ REQUEST: dict[str, Any] = {"experts": 2, "max_shard_size": "13KB", "workers": 1}
 CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "ctypes.dlopen"}
 """Audit events before which a conversion is stopped, where they concern the directory of OUT; the last one comes
 before the exchange of two directories. `fsync` and `copy_file_range`, which have no events, are counted as well."""
+
+JOURNAL = Part().journal
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.test_interrupt", "upcycle.plan.compute", "upcycle.pipeline.stages"])
@@ -57,16 +61,22 @@ def interrupted(tiny: Path, out: Path) -> Path:
 def kill_in_the_middle(model: Path, out: Path) -> Path:
     """Kill a conversion after two shards at least; return the staging directory."""
     step = 0
-    while len(journal(out)) < 3:
+    while len(journal(out)) < 2:
         step += 5
         assert convert_until(step, model, out, {"overwrite": True, **REQUEST}) == -signal.SIGKILL
     return staging_path(out)
 
 
 def journal(out: Path) -> list[str]:
-    """The complete lines of the state file."""
-    path = staging_path(out) / STATE_FILE
+    """The complete lines of the journal, one for every finished shard."""
+    path = staging_path(out) / JOURNAL
     return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def has_begun(out: Path) -> bool:
+    """Whether the staging directory says which work it is."""
+    path = staging_path(out) / STATE_FILE
+    return path.exists() and path.read_text().endswith("\n")
 
 
 def beside(out: Path) -> set[str]:
@@ -146,7 +156,7 @@ def test_killed_at_any_step(tiny: Path, out: Path, finished: dict[str, bytes]) -
             assert beside(out) <= {"moe.partial"}
             if out.exists():  # renamed: only the state file was still to go
                 assert model_files(out) == finished
-            elif journal(out):
+            elif has_begun(out):
                 unfinished += 1
                 with pytest.raises(InputError) as caught:
                     run_convert(tiny, out, **REQUEST)
@@ -205,8 +215,8 @@ def test_killed_and_killed_again_while_resuming(tiny: Path, out: Path, finished:
 
 
 def model_files(out: Path) -> dict[str, bytes]:
-    """What OUT holds besides the state file, which goes last."""
-    return {name: data for name, data in contents(out).items() if name != STATE_FILE}
+    """What OUT holds besides journals and locks, which go last."""
+    return {name: data for name, data in contents(out).items() if not is_bookkeeping(name)}
 
 
 def _remove(out: Path) -> None:
@@ -221,7 +231,7 @@ def _remove(out: Path) -> None:
 def test_finished_shards_are_not_written_again(
     tiny: Path, interrupted: Path, out: Path, finished: dict[str, bytes]
 ) -> None:
-    done = [json.loads(line)["shard"] for line in journal(out)[1:]]
+    done = [json.loads(line)["shard"] for line in journal(out)]
     assert len(done) >= 2
     inodes = {name: (interrupted / name).stat().st_ino for name in done}
     times = {name: (interrupted / name).stat().st_mtime_ns for name in done}
@@ -247,7 +257,7 @@ def test_overwrite_starts_again(tiny: Path, interrupted: Path, out: Path, finish
 def test_a_torn_last_line_of_the_journal(
     tiny: Path, interrupted: Path, out: Path, finished: dict[str, bytes], line: bytes
 ) -> None:
-    with (interrupted / STATE_FILE).open("ab") as file:
+    with (interrupted / JOURNAL).open("ab") as file:
         file.write(line)
     assert contents(run_convert(tiny, out, resume=True, **REQUEST)) == finished
     assert beside(out) == set()
@@ -258,10 +268,11 @@ def test_a_journal_cut_anywhere(tiny: Path, out: Path, interrupted: Path, finish
 
     saved = out.parent.parent / "saved"
     interrupted.rename(saved)
-    whole = (saved / STATE_FILE).read_bytes()
-    for length in range(0, len(whole), 37):
+    cuts = [(name, whole[:n]) for name in (STATE_FILE, JOURNAL) for whole in [(saved / name).read_bytes()]
+            for n in range(0, len(whole), 37)]  # fmt: skip
+    for name, cut in cuts:
         shutil.copytree(saved, interrupted)
-        (interrupted / STATE_FILE).write_bytes(whole[:length])
+        (interrupted / name).write_bytes(cut)
         assert contents(run_convert(tiny, out, resume=True, **REQUEST)) == finished
         assert beside(out) == set()
         _remove(out)
@@ -271,7 +282,7 @@ def test_a_journal_cut_anywhere(tiny: Path, out: Path, interrupted: Path, finish
 def test_a_shard_of_the_journal_that_is_not_there(
     tiny: Path, interrupted: Path, out: Path, finished: dict[str, bytes], damage: str
 ) -> None:
-    shard = interrupted / json.loads(journal(out)[1])["shard"]
+    shard = interrupted / json.loads(journal(out)[0])["shard"]
     if damage == "gone":
         shard.unlink()
     else:
@@ -366,61 +377,11 @@ def test_workers_may_change_between_kill_and_resume(
 # -- faults that do not kill ------------------------------------------------------------------------------------------
 
 
-def told(work: Callable[[], object]) -> str | None:
-    """The message of the StagingError in which `work` ends, or None."""
-    try:
-        work()
-    except StagingError as error:
-        return str(error)
-    return None
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
-@pytest.mark.parametrize("function", ["copy_file_range", "fsync"])
-def test_a_disk_that_fails(
-    tiny: Path,
-    out: Path,
-    finished: dict[str, bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    function: str,
-    code: int,
-) -> None:
-    """The call number N fails, for every N; then the disk is well again."""
-    real = getattr(os, function)
-    failures = 0
-    for limit in range(1, 1000, 3):
-        calls = 0
-
-        def failing(*args: Any, limit: int = limit) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == limit:
-                raise OSError(code, os.strerror(code))
-            return real(*args)
-
-        monkeypatch.setattr(os, function, failing)
-        message = told(lambda: run_convert(tiny, out, **REQUEST))
-        monkeypatch.setattr(os, function, real)
-        if message is None:
-            break
-        failures += 1
-        assert message == (
-            f"{staging_path(out)}: {os.strerror(code)}; what is finished is kept in {staging_path(out)}, "
-            "and --resume continues from it"
-        )
-        if not out.exists():  # else it was the last sync that failed
-            run_convert(tiny, out, resume=True, **REQUEST)
-        assert contents(out) == finished
-        assert beside(out) == set()
-        _remove(out)
-    assert failures >= 4
-
-
 def test_a_source_that_becomes_shorter_meanwhile(own: Path, out: Path) -> None:
     from upcycle.convert.convert import convert
     from upcycle.recipe import Convert
 
-    def someone_truncates(_plan: Any) -> Callable[[int], None]:
+    def someone_truncates(_total: int) -> Callable[[int], None]:
         os.truncate(own / "model.safetensors", 9000)
         return lambda _: None
 
@@ -591,7 +552,7 @@ def running(model: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", code, "convert", str(model), str(out), *WORDS]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        while len(journal(out)) < 3:
+        while len(journal(out)) < 2:
             assert process.poll() is None, process.communicate()
             time.sleep(0.005)
         yield process
@@ -632,8 +593,7 @@ def test_signals(
         f"upcycle: {word}; what is finished is kept in {staging_path(out)}, and --resume continues from it"
     )
     assert not out.exists()
-    done = len(journal(out)) - 1
-    assert 2 <= done < 10, "the work should stop at once"
+    assert 2 <= len(journal(out)) < 10, "the work should stop at once"
     assert contents(run_slow(slow, out, resume=True)) == slow_finished
     assert beside(out) == set()
 
@@ -691,4 +651,7 @@ def test_an_exception_keeps_what_is_written(out: Path) -> None:
 def test_journal_is_pinned(out: Path) -> None:
     with open_staging(out, {"plan": "x", "mtime of a": 1}, resume=False, overwrite=False) as stage:
         stage.record("b", {"t": "0"})
-        assert journal(out) == ['{"plan": "x", "mtime of a": 1}', '{"shard": "b", "sha256": {"t": "0"}}']
+        assert (staging_path(out) / "state.jsonl").read_text() == '{"plan": "x", "mtime of a": 1}\n'
+        assert (
+            staging_path(out) / "state-00001-of-00001.jsonl"
+        ).read_text() == '{"shard": "b", "sha256": {"t": "0"}}\n'

@@ -341,7 +341,7 @@ def test_overrides_by_index(tmp_path):
         ("plan.model=a", "unknown step; found 'plan', expected one of convert, verify"),
         (
             "verify.token=8",
-            "unknown option of verify; found 'token', expected one of dense, moe, text, tokens, tensors_only; "
+            "unknown option of verify; found 'token', expected one of dense, moe, allow_pickle, text, tokens, tensors_only; "
             "did you mean tokens?",
         ),
         ("verify.tokens=many", "verify.tokens has the wrong type; found the text 'many', expected a whole number"),

@@ -21,6 +21,7 @@ MAX_EXPERTS = 65536
 """More experts than any published model has by two orders of magnitude; catches a slip of the keyboard."""
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_PART = re.compile(r"(\d{1,5})/(\d{1,5})")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -29,6 +30,9 @@ class Conversion:
     """What the mixture of experts shall be."""
 
     model: str = argument("Dense checkpoint: a directory, a .gguf file or a Hub id (org/name, org/name@revision).")
+    allow_pickle: bool = option(
+        False, "Read pickled weights (.bin, .pt), as tensors and nothing else.", group="Input", recorded=False
+    )
     experts: int = option(8, "Experts per layer.", group="Mixture of experts", short="n")
     top_k: int = option(2, "Experts that each token uses.", group="Mixture of experts", short="k")
     method: Method = option("copy", "How experts are made. copy: each is the dense FFN (2212.05055).", group="Experts")
@@ -84,6 +88,14 @@ class Convert(Conversion):
     dry_run: bool = option(
         False, "Check everything and print the plan; write nothing.", group="Running", recorded=False
     )
+    check_finite: bool = option(
+        False, "Refuse a model that holds NaN or infinity, looking while it writes.", group="Running", recorded=False
+    )
+    part: str | None = option(
+        None,
+        "Write one part of the work, as 3/16: that many machines write to one OUT, and the last puts it in place.",
+        group="Running", recorded=False, metavar="I/N",
+    )  # fmt: skip
     workers: int = option(
         0, "Threads that move and compute tensors; 0 chooses.", group="Running", recorded=False, metavar="N"
     )
@@ -92,6 +104,14 @@ class Convert(Conversion):
         """As Conversion, and a number of workers that exists."""
         super().__post_init__()
         _require(0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
+        self.share()
+
+    def share(self) -> tuple[int, int]:
+        """Return `part` as (number from 1, how many); the whole is (1, 1)."""
+        matched = _PART.fullmatch("1/1" if self.part is None else self.part)
+        index, count = (int(matched[1]), int(matched[2])) if matched else (0, 0)
+        _require(1 <= index <= count, "part", self.part, "a part such as 3/16, from 1/16 to 16/16")
+        return index, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +120,9 @@ class Verify:
 
     dense: str = argument("The dense checkpoint it was made from.")
     moe: str = argument("The directory that `upcycle convert` wrote.")
+    allow_pickle: bool = option(
+        False, "Read pickled weights (.bin, .pt) of the dense checkpoint, as tensors and nothing else."
+    )
     text: str | None = option(None, "Text to run both models on; a short one is built in.", metavar="FILE")
     tokens: int = option(256, "How many tokens of the text to use.")
     tensors_only: bool = option(False, "Compare the tensors and do not run the models.")

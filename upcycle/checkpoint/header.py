@@ -8,13 +8,14 @@ their source, which is what lets file systems with reflinks share the blocks.
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from upcycle.checkpoint.strict_json import MAX_JSON_BYTES, parse_object
+from upcycle.checkpoint.scanner import Scanner
 from upcycle.errors import CheckpointError, InputError
 
 BLOCK = 4096
@@ -29,6 +30,15 @@ DTYPE_BITS: Mapping[str, int] = {
 }  # fmt: skip
 """Bits per element of every safetensors dtype."""
 
+MAX_HEADER_BYTES = 100_000_000
+"""The limit that safetensors sets."""
+MAX_METADATA = 1024
+"""Entries of `__metadata__`; programs write a handful."""
+LENGTH_BYTES = 8
+"""Bytes of the length word."""
+
+_METADATA = "__metadata__"
+_KEPT = {dtype: dtype for dtype in DTYPE_BITS}  # one string for all tensors of a dtype
 _LFS_MAGIC = b"version https://git-lfs"
 _MAX_SIZE = 2**63 - 1
 _MAX_DIMENSIONS = 64  # of torch and NumPy
@@ -59,7 +69,6 @@ class Header:
     size: int  # bytes of the whole file
     sha256: str  # of the length word and the JSON; identifies names, dtypes, shapes and layout
     tensors: dict[str, TensorSpec]  # in the order of their data
-    metadata: dict[str, str]
 
 
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
@@ -68,19 +77,62 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of `path`.
+    """Read and check the header of the file `path`; see `parse_header` and `header_length` for what is refused."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            length = header_length(file.read(64), size, path)
+            raw = bytearray(LENGTH_BYTES + length)
+            file.seek(0)
+            file.readinto(raw)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({error.strerror})", where=path) from None
+    return parse_header(raw, size, path)
 
-    Raises CheckpointError, before allocating more than the header, when the file is truncated, is a Git LFS
-    pointer, has trailing bytes, overlaps, holes or duplicate keys, or names a tensor with control characters
-    or a path in it.
+
+def header_length(start: bytes, size: int, path: Path) -> int:
+    """Return the length of the JSON of a file of `size` bytes that begins with `start` (64 bytes are enough).
+
+    Raises CheckpointError for a Git LFS pointer, and for a length that the file or the format cannot have: nothing
+    is allocated for it.
     """
-    raw, size = _read_raw(path)
-    entries = parse_object(raw[8:], path)
-    metadata = _metadata(entries.pop("__metadata__", {}), path)
-    specs = [_spec(name, entry, path, len(raw)) for name, entry in entries.items()]
-    specs.sort(key=lambda spec: (spec.offset, spec.nbytes))
+    if start.startswith(_LFS_MAGIC):
+        raise CheckpointError(
+            "is a Git LFS pointer, not the weights", where=path, hint="fetch the file itself with `git lfs pull`"
+        )
+    if len(start) < LENGTH_BYTES:
+        raise CheckpointError("too short", where=path, found=f"{size} bytes", expected="a safetensors file")
+    length: int = struct.unpack("<Q", start[:LENGTH_BYTES])[0]
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError("header too large", where=path, found=f"{length} bytes", expected="at most 100 MB")
+    if length + LENGTH_BYTES > size:
+        raise CheckpointError(
+            "header longer than the file",
+            where=path,
+            found=f"{size} bytes",
+            expected=f"at least {length + LENGTH_BYTES}",
+            hint="download the file again",
+        )
+    return length
+
+
+def parse_header(raw: bytes | bytearray, size: int, path: Path) -> Header:
+    """Check `raw`, the length word and the JSON of a file of `size` bytes; `path` is what messages and specs name.
+
+    Raises CheckpointError when the file would be truncated or have trailing bytes, when tensors overlap or leave
+    holes, for duplicate keys, and for a tensor named with control characters or a path. In memory it takes about three
+    times the header for names as models have them, and at most six times for the shortest there can be.
+    """
+    specs = list(_specs(Scanner(raw, LENGTH_BYTES, path), len(raw)))
+    # Empty tensors before the one that starts where they are. Twice, for a key that is a pair would be made for each.
+    specs.sort(key=attrgetter("nbytes"))
+    specs.sort(key=attrgetter("offset"))
+    tensors: dict[str, TensorSpec] = {}
+    for spec in specs:
+        if tensors.setdefault(spec.name, spec) is not spec:
+            _refuse_duplicate(spec.name, path)
     _check_layout(specs, path, len(raw), size)
-    return Header(path, size, hashlib.sha256(raw).hexdigest(), {spec.name: spec for spec in specs}, metadata)
+    return Header(path, size, hashlib.sha256(raw).hexdigest(), tensors)
 
 
 def build_header(
@@ -102,7 +154,7 @@ def build_header(
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     modulus, target = (8, 0) if residue is None else (BLOCK, residue)
     text += b" " * ((target - 8 - len(text)) % modulus)
-    if len(text) > MAX_JSON_BYTES:
+    if len(text) > MAX_HEADER_BYTES:
         raise InputError(
             "too many tensors for one file",
             found=f"{len(tensors):,}",
@@ -111,42 +163,47 @@ def build_header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _read_raw(path: Path) -> tuple[bytes, int]:
-    """Return the length word with the JSON, and the size of the file."""
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            start = file.read(8)
-            if len(start) == 8 and not _LFS_MAGIC.startswith(start):
-                length = struct.unpack("<Q", start)[0]
-                _check_length(length, size, path)
-                return start + file.read(length), size
-            rest = file.read(len(_LFS_MAGIC) - 8)
-    except OSError as error:
-        raise CheckpointError(f"cannot be read ({error.strerror})", where=path) from None
-    if start + rest == _LFS_MAGIC:
-        raise CheckpointError(
-            "is a Git LFS pointer, not the weights", where=path, hint="fetch the file itself with `git lfs pull`"
-        )
-    raise CheckpointError("too short", where=path, found=f"{size} bytes", expected="a safetensors file")
+def _specs(scanner: Scanner, data_start: int) -> Iterator[TensorSpec]:
+    """Yield the tensors in the order of the JSON."""
+    if not scanner.at_object():
+        raise CheckpointError("the header does not begin with an object", where=scanner.where)
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # most tensors share theirs with others
+    metadata_seen = False
+    for name in scanner.members():
+        if name != _METADATA:
+            yield _spec(name, scanner.flat(), scanner.where, data_start, shapes)
+        elif metadata_seen:
+            _refuse_duplicate(name, scanner.where)
+        else:
+            metadata_seen = True
+            _check_metadata(scanner)
+    scanner.end()
 
 
-def _check_length(length: int, size: int, path: Path) -> None:
-    if length > MAX_JSON_BYTES:
-        raise CheckpointError("header too large", where=path, found=f"{length} bytes", expected="at most 100 MB")
-    if length + 8 > size:
-        raise CheckpointError(
-            "header longer than the file", where=path, found=f"{size} bytes", expected=f"at least {length + 8}"
-        )
+def _check_metadata(scanner: Scanner) -> None:
+    """Nothing here needs the metadata, but what others would refuse is refused."""
+    names: set[str] = set()
+    strings = scanner.at_object()
+    for name in scanner.members() if strings else ():
+        if name in names:
+            _refuse_duplicate(name, scanner.where)
+        names.add(name)
+        strings = scanner.skip_string()
+        if not strings or len(names) > MAX_METADATA:
+            break
+    if not strings:
+        raise CheckpointError("__metadata__ must map strings to strings", where=scanner.where)
+    if len(names) > MAX_METADATA:
+        raise CheckpointError("too much __metadata__", where=scanner.where, expected=f"at most {MAX_METADATA} entries")
 
 
-def _metadata(value: Any, path: Path) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise CheckpointError("__metadata__ must map strings to strings", where=path)
-    return value
+def _refuse_duplicate(name: str, path: Path) -> NoReturn:
+    raise CheckpointError(f"not valid JSON (duplicate key {ascii(name)[:120]})", where=path)
 
 
-def _spec(name: str, entry: Any, path: Path, data_start: int) -> TensorSpec:
+def _spec(
+    name: str, entry: Any, path: Path, data_start: int, shapes: dict[tuple[int, ...], tuple[int, ...]]
+) -> TensorSpec:
     check_name(name, path)
     where = f"{path}: tensor {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -168,7 +225,8 @@ def _spec(name: str, entry: Any, path: Path, data_start: int) -> TensorSpec:
             found=f"{end - start} bytes",
             expected=f"{DTYPE_BITS[dtype] / 8:g} bytes for each of the elements of {str(shape)[:80]}",
         )
-    return TensorSpec(name, dtype, tuple(shape), path, data_start + start, end - start)
+    sizes = tuple(shape)
+    return TensorSpec(name, _KEPT[dtype], shapes.setdefault(sizes, sizes), path, data_start + start, end - start)
 
 
 def check_name(name: str, where: str | Path) -> None:
@@ -191,7 +249,7 @@ def _fits(shape: list[int]) -> bool:
     return True
 
 
-def _check_layout(specs: Sequence[TensorSpec], path: Path, data_start: int, size: int) -> None:
+def _check_layout(specs: Iterable[TensorSpec], path: Path, data_start: int, size: int) -> None:
     """Tensors must tile the data from its start to the end of the file, without overlaps or holes."""
     position = data_start
     for spec in specs:

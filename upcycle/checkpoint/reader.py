@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any, Protocol
 
 from upcycle.checkpoint.header import Header, TensorSpec, check_name, read_header
 from upcycle.checkpoint.strict_json import read_object
@@ -13,6 +13,9 @@ from upcycle.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+PICKLED_FILE = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth")
 CONFIG_FILE = "config.json"
 
 TOKENIZER_FILES = (
@@ -32,11 +35,54 @@ CHAT_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 GENERATION_FILE = "generation_config.json"
 
 
+class Files(Protocol):
+    """Where the files of a checkpoint are: a directory, or a repository on the Hub."""
+
+    @property
+    def place(self) -> Path:
+        """The directory, or what messages call the repository."""
+
+    def names(self) -> list[str]:
+        """Return the names of all files at the top."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in a file; raise CheckpointError when it is not one."""
+
+    def header(self, name: str) -> Header:
+        """Return the header of a safetensors file; raise CheckpointError when it is not sound."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory on disk."""
+
+    place: Path
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        return sorted(path.name for path in self.place.iterdir())
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of that name, or a link to one."""
+        return (self.place / name).exists()
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in a file, which must lie in the directory."""
+        return read_object(_inside(self.place, name))
+
+    def header(self, name: str) -> Header:
+        """Return the header of a file, which must lie in the directory."""
+        return read_header(_inside(self.place, name))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A dense or MoE checkpoint on disk; tensors are known from the headers, no data has been read."""
+    """A dense or MoE checkpoint; tensors are known from the headers, no data has been read."""
 
-    directory: Path
+    directory: Path  # where it is, or what messages call the repository it is in
     config: dict[str, Any]
     headers: Mapping[str, Header]  # by shard file name
 
@@ -51,12 +97,12 @@ class Checkpoint:
         return present_files(self.directory, (*TOKENIZER_FILES, *CHAT_TEMPLATE_FILES))
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Read config and headers of `directory`; raise CheckpointError when anything is missing or malformed."""
-    if not directory.is_dir():
-        raise CheckpointError("no such model directory", where=directory)
-    config = read_object(_inside(directory, CONFIG_FILE))
-    return Checkpoint(directory, config, _read_shards(directory))
+def open_checkpoint(where: Path | Files) -> Checkpoint:
+    """Read config and headers; raise CheckpointError when anything is missing or malformed."""
+    if isinstance(where, Path) and not where.is_dir():
+        raise CheckpointError("no such model directory", where=where)
+    files = Directory(where) if isinstance(where, Path) else where
+    return Checkpoint(files.place, files.json(CONFIG_FILE), _read_shards(files))
 
 
 def present_files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
@@ -64,57 +110,64 @@ def present_files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(_inside(directory, name) for name in names if os.path.lexists(directory / name))
 
 
-def _read_shards(directory: Path) -> dict[str, Header]:
-    single, index = directory / SINGLE_FILE, directory / INDEX_FILE
-    if index.exists():
-        return _read_indexed(directory, single.exists())
-    if single.exists():
-        return {SINGLE_FILE: read_header(_inside(directory, SINGLE_FILE))}
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+def _read_shards(files: Files) -> dict[str, Header]:
+    if files.has(INDEX_FILE):
+        return _read_indexed(files)
+    if files.has(SINGLE_FILE):
+        return {SINGLE_FILE: files.header(SINGLE_FILE)}
+    if any(PurePath(name).suffix in PICKLED_SUFFIXES for name in files.names()):
         raise CheckpointError(
             "holds pickled weights, which can run code when they are read",
-            where=directory,
+            where=files.place,
             expected=f"{SINGLE_FILE} or {INDEX_FILE}",
-            hint="save the model again with safe_serialization=True",
+            hint="--allow-pickle reads them as tensors and nothing else",
         )
-    raise CheckpointError("holds no weights", where=directory, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
+    raise CheckpointError("holds no weights", where=files.place, expected=f"{SINGLE_FILE} or {INDEX_FILE}")
 
 
-def _read_indexed(directory: Path, single_exists: bool) -> dict[str, Header]:
-    path = directory / INDEX_FILE
-    weight_map = read_object(_inside(directory, INDEX_FILE)).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError("has no weight_map", where=path)
-    names = _shard_names(weight_map, path)
-    if single_exists and names != [SINGLE_FILE]:
+def _read_indexed(files: Files) -> dict[str, Header]:
+    path = files.place / INDEX_FILE
+    weight_map = read_weight_map(files, INDEX_FILE, ".safetensors")
+    names = sorted(set(weight_map.values()))
+    if files.has(SINGLE_FILE) and names != [SINGLE_FILE]:
         raise CheckpointError(
             f"both {SINGLE_FILE} and {INDEX_FILE} are there, and readers differ in which they load",
-            where=directory,
+            where=files.place,
             hint="remove the one that is stale",
         )
-    missing = [name for name in names if not (directory / name).exists()]
-    if missing:
-        raise CheckpointError(
-            "shards are missing", where=directory, found=f"{len(names) - len(missing)} of {len(names)}",
-            expected=", ".join(missing), hint="the download is incomplete",
-        )  # fmt: skip
-    headers = {name: read_header(_inside(directory, name)) for name in names}
+    check_present(files, names)
+    headers = {name: files.header(name) for name in names}
     _refuse_duplicates(headers)
     _check_index(weight_map, headers, path)
     return headers
 
 
-def _shard_names(weight_map: Mapping[str, Any], path: Path) -> list[str]:
+def check_present(files: Files, names: list[str]) -> None:
+    """Raise CheckpointError listing those of the shards `names` that are missing."""
+    missing = [name for name in names if not files.has(name)]
+    if missing:
+        raise CheckpointError(
+            "shards are missing", where=files.place, found=f"{len(names) - len(missing)} of {len(names)}",
+            expected=_some(missing), hint="the download is incomplete",
+        )  # fmt: skip
+
+
+def read_weight_map(files: Files, index: str, suffix: str) -> dict[str, str]:
+    """Return tensor -> file of an index file; raise CheckpointError unless all are plain names ending in `suffix`."""
+    path = files.place / index
+    weight_map = files.json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("has no weight_map", where=path)
     for tensor, shard in weight_map.items():
         check_name(tensor, path)
-        if not isinstance(shard, str) or not is_plain_name(shard) or not shard.endswith(".safetensors"):
+        if not isinstance(shard, str) or not is_plain_name(shard) or not shard.endswith(suffix):
             raise CheckpointError(
                 f"unsafe file name for tensor {tensor!r}",
                 where=path,
                 found=ascii(shard)[:120],
-                expected="a .safetensors file name without directories",
+                expected=f"a {suffix} file name without directories",
             )
-    return sorted(set(weight_map.values()))
+    return weight_map
 
 
 def is_plain_name(name: str) -> bool:
@@ -161,6 +214,14 @@ def _inside(directory: Path, name: str) -> Path:
     if not any(real.is_relative_to(allowed) for allowed in roots):
         raise CheckpointError("is a symbolic link out of the checkpoint", where=path, found=real)
     return path
+
+
+def hub_blob(path: Path) -> str | None:
+    """Return the name of the blob, a hash, that a file in the Hub's cache is a link to; None for other files."""
+    if not path.is_symlink():
+        return None
+    real = path.resolve()
+    return real.name if real.parent.name == "blobs" and path.parent.parent.name == "snapshots" else None
 
 
 def _some(names: list[str], limit: int = 4) -> str:

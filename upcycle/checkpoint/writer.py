@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -70,6 +71,16 @@ def shares_blocks(source: Path, directory: Path) -> bool:
     return True
 
 
+def sync_file(descriptor: int) -> None:
+    """Wait until the file is on the disk itself: on macOS fsync alone stops at the drive's cache."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames and new names in `directory` durable, where the platform can (not on Windows)."""
     if os.name == "nt":
@@ -86,7 +97,7 @@ def write_durably(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.fileno())
 
 
 def _step(source_offset: int, target_offset: int, left: int) -> int:

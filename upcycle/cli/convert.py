@@ -24,11 +24,11 @@ def plan(request: recipe.Plan, as_json: bool) -> None:
 def convert(request: recipe.Convert, as_json: bool) -> None:
     """See recipe.Convert."""
     with progress_bar("writing") as start:
-        drafted = stages.convert(request, lambda plan: start(plan.bytes_written))
+        drafted = stages.convert(request, start)
     if as_json:
-        print_json(drafted.account.as_json())
+        print_json({**drafted.account.as_json(), "left": list(drafted.left)})
     elif request.dry_run:
         print_account(drafted.account)
     else:
-        print_written(request.out, drafted.account)
+        print_written(request, drafted)
     warn(drafted.warning)

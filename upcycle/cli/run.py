@@ -81,7 +81,7 @@ class _Printer:
 
     def _conversion(self, request: requests.Conversion, drafted: Any) -> None:
         if isinstance(request, requests.Convert) and not (request.dry_run or self._dry_run):
-            print_written(request.out, drafted.account)
+            print_written(request, drafted)
         else:
             print_account(drafted.account)
         warn(drafted.warning)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upcycle.convert.account import Account
+from upcycle.recipe import Convert
 
 if TYPE_CHECKING:
+    from upcycle.convert.convert import Draft
     from upcycle.convert.verify import Report
 
 
@@ -66,12 +68,22 @@ def print_account(account: Account) -> None:
         click.echo(f"{label:<14}{text}")
 
 
-def print_written(out: str, account: Account) -> None:
+def print_written(request: Convert, drafted: "Draft") -> None:
     """Print what a conversion has written."""
-    click.echo(
-        f"{out}: {account.total:,} parameters, {account.active:,} active, {size(account.disk)} "
-        f"in {account.files} file{'s' * (account.files > 1)}"
-    )
+    account = drafted.account
+    files = f"{account.files} file{'s' * (account.files > 1)}"
+    left = len(drafted.left)
+    if left == account.files:
+        click.echo(f"{request.out}: nothing is left for part {request.part} of {files}; --max-shard-size makes more")
+    elif left:
+        click.echo(
+            f"{request.out}: part {request.part} is written; {left} of {files} left to other parts, "
+            "and the last to finish puts it in place"
+        )
+    else:
+        click.echo(
+            f"{request.out}: {account.total:,} parameters, {account.active:,} active, {size(account.disk)} in {files}"
+        )
 
 
 def print_report(report: "Report") -> None:

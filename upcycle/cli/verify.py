@@ -14,7 +14,7 @@ from upcycle.pipeline import stages
 def verify(request: recipe.Verify, as_json: bool) -> None:
     """See recipe.Verify."""
     with progress_bar("comparing") as start:
-        report = stages.verify(request, lambda plan: start(sum(write.nbytes for write in plan.writes)))
+        report = stages.verify(request, start)
     if as_json:
         print_json(report.as_json())
     else:

@@ -11,7 +11,6 @@ from upcycle.checkpoint.reader import (
     GENERATION_FILE,
     TOKENIZER_FILES,
     Checkpoint,
-    open_checkpoint,
     present_files,
 )
 from upcycle.convert.methods import METHODS, is_exact
@@ -29,21 +28,26 @@ DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 DTYPE_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors dtype -> the word in config.json."""
 
+MAX_TENSORS = 1_000_000
+"""Ten times what the largest published mixtures of experts have; above it planning itself takes gigabytes."""
+
 _LOSSLESS = {("F32", "F64"), ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64")}
 
 
-def build_plan(directory: Path, request: Conversion) -> Plan:
-    """Return the whole plan of converting the checkpoint in `directory`.
+def build_plan(checkpoint: Checkpoint, request: Conversion) -> Plan:
+    """Return the whole plan of converting `checkpoint`.
 
     Raises CheckpointError, UnsupportedError or RecipeError for all that would go wrong, before a byte is written.
     """
-    checkpoint = open_checkpoint(directory)
     matched = match(checkpoint, request.ignore_config)
     check_router_can_learn(matched.family, request)
+    _check_count(matched, request)
     writes = _writes(matched, checkpoint, request)
     if any(write.dtype == "F64" for write in writes):
         raise UnsupportedError(
-            f"no {matched.family.moe} runs in float64", where=directory, hint="--dtype f32 rounds the weights"
+            f"no {matched.family.moe} runs in float64",
+            where=checkpoint.directory,
+            hint="--dtype f32 rounds the weights",
         )
     exact = is_exact(request) and all(_is_lossless(write) for write in writes)
     return Plan(
@@ -55,6 +59,19 @@ def build_plan(directory: Path, request: Conversion) -> Plan:
         active_experts=request.top_k,
         total_experts=request.experts,
     )
+
+
+def _check_count(matched: Match, request: Conversion) -> None:
+    rows = matched.family.tensors
+    layers = matched.sizes["L"]
+    count = sum((layers if row.per_layer else 1) * (request.experts if row.per_expert else 1) for row in rows)
+    if count > MAX_TENSORS:
+        raise UnsupportedError(
+            "too many tensors",
+            found=f"{count:,} for {request.experts:,} experts in each of {layers} layers",
+            expected=f"at most {MAX_TENSORS:,}",
+            hint="fewer --experts",
+        )
 
 
 def _writes(matched: Match, checkpoint: Checkpoint, request: Conversion) -> list[Write]:

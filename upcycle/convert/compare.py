@@ -10,7 +10,8 @@ import numpy as np
 
 from upcycle.checkpoint.header import TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
-from upcycle.plan.compute import encoded_blocks, read_blocks
+from upcycle.plan.compute import encoded_blocks
+from upcycle.plan.finite import first_not_finite
 from upcycle.plan.plan import Plan, Write
 from upcycle.plan.sources import Noise, Normal
 
@@ -132,4 +133,4 @@ def _scanned(writes: list[Write], moe: Checkpoint) -> list[TensorSpec]:
 
 
 def _is_finite(spec: TensorSpec) -> bool:
-    return all(bool(np.isfinite(block).all()) for block in read_blocks(spec))
+    return first_not_finite(spec) is None

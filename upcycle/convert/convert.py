@@ -3,20 +3,23 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from upcycle.checkpoint.reader import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-from upcycle.checkpoint.staging import RECEIPT_FILE, check_out, finish_commit, open_staging, staging_path
+from upcycle.checkpoint.journal import Part
+from upcycle.checkpoint.place import RECEIPT_FILE, check_out, staging_path
+from upcycle.checkpoint.reader import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint, hub_blob, open_checkpoint
+from upcycle.checkpoint.staging import Staging, finish_commit, open_staging
 from upcycle.checkpoint.writer import write_durably
 from upcycle.convert.account import Account, account
 from upcycle.convert.build import build_plan
 from upcycle.convert.receipt import Origin, write_receipt
 from upcycle.convert.routers import router_warning
 from upcycle.errors import CheckpointError, StagingError, UpcycleError
-from upcycle.plan.execute import Advance, check_space, execute
-from upcycle.plan.plan import Plan
+from upcycle.plan.execute import Advance, check_space, execute, is_done, share
+from upcycle.plan.plan import Plan, source_files
+from upcycle.plan.sources import reads
 from upcycle.recipe import Conversion, Convert
 
 MAX_WORKERS = 8
@@ -25,54 +28,64 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A conversion that has been checked and counted, but not done."""
+    """A conversion that has been checked and counted, and may have been done."""
 
     plan: Plan
     account: Account
     warning: str | None  # about a router that starts badly
+    left: tuple[str, ...] = ()  # shards that other parts of the work have yet to write; OUT is not there until then
 
 
-def draft(directory: Path, request: Conversion) -> Draft:
-    """Plan the conversion of the checkpoint in `directory`; see `build_plan` for what it raises."""
-    plan = build_plan(directory, request)
+def draft(checkpoint: Checkpoint, request: Conversion) -> Draft:
+    """Plan the conversion of `checkpoint`; see `build_plan` for what it raises."""
+    plan = build_plan(checkpoint, request)
     return Draft(plan, account(plan, _workers(request)), router_warning(request))
 
 
 def rehearse(directory: Path, request: Convert) -> Draft:
     """Make every check of a conversion that needs no writing, and return its draft."""
-    drafted = draft(directory, request)
-    if not request.resume:
+    drafted = draft(open_checkpoint(directory), request)
+    if not request.resume and request.part is None:
         check_out(Path(request.out).expanduser(), _sources(directory, request), overwrite=request.overwrite)
+    if request.check_finite:
+        from upcycle.plan.finite import check_finite, distinct  # NumPy is met only where values are looked at
+
+        for spec in distinct(reads(write.source) for write in drafted.plan.writes):
+            check_finite(spec)
     return drafted
 
 
-def convert(directory: Path, request: Convert, start: Callable[[Plan], Advance]) -> Draft:
-    """Convert the checkpoint in `directory` into `request.out`.
+def convert(directory: Path, request: Convert, start: Callable[[int], Advance]) -> Draft:
+    """Convert the checkpoint in `directory` into `request.out`, or a part of it.
 
-    `start` is called with the plan once all checks have passed, and returns what is told the bytes as they are written.
-    OUT appears by one rename when everything is on disk. Raises InputError before a byte is written, StagingError when
-    the disk fails; an interrupted conversion stays in `OUT.partial` for `resume`.
+    `start` is called with the bytes to write once all checks have passed, and returns what is told the bytes as they
+    are written. OUT appears by one rename when everything is on disk, whichever part comes last. Raises InputError
+    before a byte is written, StagingError when the disk fails; an interrupted conversion stays in `OUT.partial` for
+    `resume`.
     """
     out = Path(request.out).expanduser()
-    drafted = draft(directory, request)
-    modified = _modified(drafted.plan)
-    fingerprint = {"plan": drafted.plan.hash, **modified}
+    part = Part(*request.share())
+    drafted = draft(open_checkpoint(directory), request)
+    plan = drafted.plan
+    shards = share(plan, part)
+    identities = _identities(plan)
+    if not shards:  # more parts than shards: the others may be done before this one begins
+        return replace(drafted, left=tuple(shard.name for shard in plan.shards))
+    fingerprint = {"plan": plan.hash, "parts": part.count, **identities}
+    again = request.resume or part.count > 1
     try:
-        if request.resume and finish_commit(out, fingerprint):
+        if again and finish_commit(out, fingerprint):
             return drafted
         check_out(out, _sources(directory, request), overwrite=request.overwrite)
-        with open_staging(out, fingerprint, resume=request.resume, overwrite=request.overwrite) as staging:
-            check_space(drafted.plan, staging)
-            hashes = execute(drafted.plan, staging, workers=_workers(request), advance=start(drafted.plan))
-            files = _side_files(drafted.plan)
-            receipt = write_receipt(drafted.plan, drafted.account, request, hashes, Origin.of(directory), files)
-            for name, data in {**files, RECEIPT_FILE: receipt}.items():
-                write_durably(staging.path / name, data)
-            if _modified(drafted.plan) != modified:
+        with open_staging(out, fingerprint, part=part, resume=request.resume, overwrite=request.overwrite) as staging:
+            check_space(shards, staging)
+            advance = start(sum(shard.size for shard in shards))
+            execute(shards, staging, workers=_workers(request), finite=request.check_finite, advance=advance)
+            if _identities(plan) != identities:
                 raise CheckpointError(
                     "the model changed while it was converted", where=directory, hint="convert it again"
                 )
-            staging.commit()
+            left = _join(staging, drafted, request, Origin.of(directory))
     except OSError as error:
         place = staging_path(out) if os.path.lexists(staging_path(out)) else out
         raise StagingError("; ".join([f"{error.filename or place}: {error.strerror}", *_kept(out)])) from error
@@ -81,7 +94,28 @@ def convert(directory: Path, request: Convert, start: Callable[[Plan], Advance])
             for note in _kept(out):
                 error.add_note(note)
         raise
-    return drafted
+    return replace(drafted, left=left)
+
+
+def _join(staging: Staging, drafted: Draft, request: Convert, origin: Origin) -> tuple[str, ...]:
+    """If every shard is there, write what stands beside them and give the output its name; return those still missing.
+
+    The last part to finish does it; the lock lets the others look only before or after.
+    """
+    plan = drafted.plan
+    with staging.joined() as done:
+        if done is None:  # another part was last
+            return ()
+        left = tuple(shard.name for shard in plan.shards if not is_done(shard, staging))
+        if left:
+            return left
+        hashes = {name: digest for shard in plan.shards for name, digest in sorted(done[shard.name].items())}
+        files = _side_files(plan)
+        receipt = write_receipt(plan, drafted.account, request, hashes, origin, files)
+        for name, data in {**files, RECEIPT_FILE: receipt}.items():
+            write_durably(staging.path / name, data)
+        staging.commit()
+    return ()
 
 
 def _kept(out: Path) -> list[str]:
@@ -100,10 +134,17 @@ def _workers(request: Conversion) -> int:
     return getattr(request, "workers", 0) or min(MAX_WORKERS, os.cpu_count() or 1)
 
 
-def _modified(plan: Plan) -> dict[str, int]:
-    """When each file was last changed: a resumed conversion must not mix two versions of a model or tokenizer."""
-    files = {path.name: path for path in plan.source_files()} | dict(plan.files)
-    return {f"mtime of {name}": path.stat().st_mtime_ns for name, path in sorted(files.items())}
+def _identities(plan: Plan) -> dict[str, Any]:
+    """What tells the files that are read from others of their names: a resumed conversion must not mix two versions of
+    a model, and parts on several machines must read the same one.
+
+    In the Hub's cache the blob's name, its hash, wherever the cache is; elsewhere when the file was last changed.
+    """
+    files = {path.name: path for path in source_files(plan.shards)} | dict(plan.files)
+    return {
+        f"blob of {name}" if (blob := hub_blob(path)) else f"mtime of {name}": blob or path.stat().st_mtime_ns
+        for name, path in sorted(files.items())
+    }
 
 
 def _side_files(plan: Plan) -> dict[str, bytes]:

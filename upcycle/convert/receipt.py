@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import upcycle
-from upcycle.checkpoint.reader import Checkpoint
-from upcycle.checkpoint.staging import RECEIPT_FILE
+from upcycle.checkpoint.place import RECEIPT_FILE
+from upcycle.checkpoint.reader import Checkpoint, hub_blob
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.convert.account import Account
 from upcycle.errors import CheckpointError, RecipeError
@@ -41,7 +41,7 @@ class Origin:
         repository = real.parent.parent.name
         if real.parent.name != "snapshots" or not repository.startswith(_CACHE_PREFIX):
             return Origin(real.name, None, {})
-        etags = {p.name: p.resolve().name for p in sorted(real.glob("*.safetensors")) if p.is_symlink()}
+        etags = {p.name: blob for p in sorted(real.glob("*.safetensors")) if (blob := hub_blob(p))}
         return Origin(repository.removeprefix(_CACHE_PREFIX).replace("--", "/", 1), real.name, etags)
 
 

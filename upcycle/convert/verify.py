@@ -60,22 +60,24 @@ class Report:
         return {"passed": self.passed, "lines": [asdict(line) for line in self.lines], **self.figures}
 
 
-Start = Callable[[Plan], Callable[[int], None]]
+Start = Callable[[int], Callable[[int], None]]
+"""Called with the bytes to compare; returns what is told the bytes that are done."""
 
 
 def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: Start) -> Report:
     """Hold the MoE in `moe_directory` against its receipt and its dense model.
 
-    `start` is called with the plan, and returns what is told the bytes of every tensor that is compared. Raises
+    `start` is called with the bytes to compare, and returns what is told those of every tensor that is done. Raises
     InputError for checkpoints that cannot be read; everything else that is wrong is a line that failed.
     """
     moe, dense = open_checkpoint(moe_directory), open_checkpoint(dense_directory)
     receipt = read_receipt(moe)
-    plan = build_plan(dense_directory, request_of(receipt, moe_directory))
+    plan = build_plan(dense, request_of(receipt, moe_directory))
     report = Report()
     _check_plan(report, plan, moe, receipt)
     _check_files(report, moe, receipt)
-    _report_tensors(report, compare_tensors(plan, moe, receipt, min(8, os.cpu_count() or 1), start(plan)), receipt)
+    advance = start(sum(write.nbytes for write in plan.writes))
+    _report_tensors(report, compare_tensors(plan, moe, receipt, min(8, os.cpu_count() or 1), advance), receipt)
     if report.passed and not request.tensors_only:  # what is wrong already need not be run, and may not run
         _check_function(report, plan, dense, moe, request)
     return report

@@ -39,10 +39,13 @@ def run(chain: Recipe, observer: Observer) -> None:
         observer.begin(number, len(chain.steps), request)
         result = ACTIONS[command](request, observer)
         observer.end(request, result)
+        after = len(chain.steps) - number
+        rest = f"; {after} step{'s' * (after > 1)} after it did not run" if after else ""
+        step = f"{chain.name}: step {number} of {len(chain.steps)}, {command}"
         if not getattr(result, "passed", True):
-            left = len(chain.steps) - number
-            rest = f"; {left} step{'s' * (left > 1)} after it did not run" if left else ""
-            raise UpcycleError(f"{chain.name}: step {number} of {len(chain.steps)}, {command}, did not pass{rest}")
+            raise UpcycleError(f"{step}, did not pass{rest}")
+        if after and getattr(result, "left", None):
+            raise UpcycleError(f"{step}, waits for the other parts{rest}")
 
 
 def rehearse(chain: Recipe, observer: Observer) -> None:
@@ -64,12 +67,12 @@ def _plan(request: recipe.Plan, _observer: Observer) -> Any:
 
 def _convert(request: recipe.Convert, observer: Observer) -> Any:
     with observer.progress("writing") as start:
-        return stages.convert(request, lambda plan: start(plan.bytes_written))
+        return stages.convert(request, start)
 
 
 def _verify(request: recipe.Verify, observer: Observer) -> Any:
     with observer.progress("comparing") as start:
-        return stages.verify(request, lambda plan: start(sum(write.nbytes for write in plan.writes)))
+        return stages.verify(request, start)
 
 
 def _generate(request: recipe.Generate, observer: Observer) -> Any:

@@ -8,7 +8,6 @@ import upcycle
 from upcycle import recipe
 from upcycle.errors import InputError
 from upcycle.plan.execute import Advance
-from upcycle.plan.plan import Plan as PlanData
 
 if TYPE_CHECKING:
     from upcycle.convert.convert import Draft
@@ -19,11 +18,22 @@ BUILT_IN = {"demo:tiny": Path(upcycle.__file__).parent / "data" / "tiny"}
 """Models that come with upcycle: a llama of a million parameters that has read the King James Bible."""
 
 
-def locate(model: str) -> Path:
+def locate(model: str, *, allow_pickle: bool = False) -> Path:
     """Return the directory of a model given as a directory, a `.gguf` file, a Hub id or a built-in name.
 
-    A GGUF file is dequantised into a cache, a Hub id downloaded. Raises InputError when there is nothing there.
+    A GGUF file is dequantised into a cache, a Hub id downloaded, and with `allow_pickle` a pickled checkpoint read as
+    tensors into the cache. Raises InputError when there is nothing there.
     """
+    directory = _local(model) or _download(model, allow_pickle)
+    if allow_pickle:
+        from upcycle.convert.pickled import unpickled
+
+        return unpickled(directory)
+    return directory
+
+
+def _local(model: str) -> Path | None:
+    """The directory of what is on this machine; None for what must be a Hub id."""
     path = BUILT_IN.get(model) or Path(model).expanduser()
     if path.is_dir():
         return path
@@ -33,35 +43,54 @@ def locate(model: str) -> Path:
         return dequantised(path)
     if path.exists():
         raise InputError("is not a model", where=path, expected="a directory, a .gguf file or a Hub id")
-    from upcycle.ship.hub import download, is_hub_id
+    from upcycle.ship.hub import is_hub_id
 
     if not is_hub_id(model):
         raise InputError("no such directory", where=model, expected="a directory, a .gguf file or a Hub id")
-    return download(model)
+    return None
+
+
+def _download(model: str, allow_pickle: bool) -> Path:
+    from upcycle.ship.hub import download
+
+    return download(model, pickle=allow_pickle)
 
 
 def plan(request: recipe.Conversion) -> "Draft":
-    """Return what a conversion would write; see `upcycle.convert.build.build_plan` for what it raises."""
+    """Return what a conversion would write; see `upcycle.convert.build.build_plan` for what it raises.
+
+    Of a model on the Hub only the headers are read.
+    """
+    from upcycle.checkpoint.reader import open_checkpoint
     from upcycle.convert.convert import draft
+    from upcycle.ship.hub import remote
 
-    return draft(locate(request.model), request)
+    if request.allow_pickle or _local(request.model):
+        directory = locate(request.model, allow_pickle=request.allow_pickle)
+        return draft(open_checkpoint(directory), request)
+    return draft(open_checkpoint(remote(request.model)), request)
 
 
-def convert(request: recipe.Convert, start: Callable[[PlanData], Advance] = lambda _: lambda _: None) -> "Draft":
-    """Convert a dense checkpoint, or only plan it for a dry run; see `upcycle.convert.convert.convert`."""
+def convert(request: recipe.Convert, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Draft":
+    """Convert a dense checkpoint, or only plan it for a dry run; see `upcycle.convert.convert.convert`.
+
+    What the plan refuses is refused before anything is downloaded.
+    """
     from upcycle.convert.convert import convert as carry_out
     from upcycle.convert.convert import rehearse
 
-    if request.dry_run:
-        return rehearse(locate(request.model), request)
-    return carry_out(locate(request.model), request, start)
+    if _local(request.model) is None:
+        plan(request)
+    directory = locate(request.model, allow_pickle=request.allow_pickle)
+    return rehearse(directory, request) if request.dry_run else carry_out(directory, request, start)
 
 
-def verify(request: recipe.Verify, start: Callable[[PlanData], Advance] = lambda _: lambda _: None) -> "Report":
+def verify(request: recipe.Verify, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Report":
     """Hold a mixture of experts against its dense model; see `upcycle.convert.verify.verify`."""
     from upcycle.convert.verify import verify as carry_out
 
-    return carry_out(locate(request.dense), Path(request.moe).expanduser(), request, start)
+    dense = locate(request.dense, allow_pickle=request.allow_pickle)
+    return carry_out(dense, Path(request.moe).expanduser(), request, start)
 
 
 def generate(request: recipe.Generate, show: Callable[[str], None] = lambda _: None) -> str:

@@ -6,19 +6,20 @@ that the next shards are copied meanwhile.
 """
 
 import hashlib
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
 
 from upcycle.checkpoint.header import BLOCK, TensorSpec
+from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.staging import Staging
-from upcycle.checkpoint.writer import copy_range, shares_blocks, write_all
-from upcycle.errors import StagingError
-from upcycle.plan.plan import Plan, Shard, Write
+from upcycle.checkpoint.writer import copy_range, shares_blocks, sync_file, write_all
+from upcycle.errors import InputError, StagingError
+from upcycle.plan.plan import Plan, Shard, Write, source_files
+from upcycle.plan.sources import reads
 
 Advance = Callable[[int], None]
 Hashes = dict[str, str]  # tensor -> SHA-256
@@ -28,11 +29,25 @@ class _StoppedError(Exception):
     """Raised inside a worker when another one failed or the user interrupted."""
 
 
-def execute(plan: Plan, staging: Staging, *, workers: int, advance: Advance) -> dict[str, str]:
-    """Write every shard of `plan` that `staging` does not hold yet.
+def share(plan: Plan, part: Part) -> list[Shard]:
+    """Return the shards that a part of the work writes, about as many bytes for each part: largest first, each to the
+    part that has the least.
+    """
+    shares: list[list[Shard]] = [[] for _ in range(part.count)]
+    loads = [0] * part.count
+    for shard in sorted(plan.shards, key=lambda shard: (-shard.size, shard.name)):
+        least = loads.index(min(loads))
+        shares[least].append(shard)
+        loads[least] += shard.size
+    return sorted(shares[part.index - 1], key=lambda shard: shard.name)
 
-    `advance` is called with bytes as they are done, from worker threads. Returns the SHA-256 of every tensor that
-    was computed rather than copied. Raises OSError when the disk fails; finished shards stay for --resume.
+
+def execute(shards: Sequence[Shard], staging: Staging, *, workers: int, finite: bool, advance: Advance) -> None:
+    """Write every one of `shards` that `staging` does not hold yet.
+
+    `advance` is called with bytes as they are done, from worker threads. With `finite`, the tensors that are read are
+    searched for NaN and infinity meanwhile, and CheckpointError names the first. Raises OSError when the disk fails;
+    finished shards stay for --resume.
     """
     stop = Event()
 
@@ -41,11 +56,13 @@ def execute(plan: Plan, staging: Staging, *, workers: int, advance: Advance) -> 
             raise _StoppedError
         advance(count)
 
-    jobs: dict[Future[Hashes], Shard] = {}
+    jobs: dict[Future[Hashes], Shard | None] = {}
     with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
-            for shard in plan.shards:
-                if _is_done(shard, staging):
+            if finite:
+                jobs.update(dict.fromkeys(_submit_checks(shards, pool, stop)))
+            for shard in shards:
+                if is_done(shard, staging):
                     advance(shard.size)
                 else:
                     jobs.update(dict.fromkeys(_submit(shard, staging.path, pool, guarded_advance), shard))
@@ -54,26 +71,37 @@ def execute(plan: Plan, staging: Staging, *, workers: int, advance: Advance) -> 
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return {name: digest for hashes in staging.done.values() for name, digest in sorted(hashes.items())}
 
 
-def check_space(plan: Plan, staging: Staging) -> None:
-    """Raise StagingError when the disk cannot hold what is left to write; shared blocks cost nothing."""
-    left = [shard for shard in plan.shards if not _is_done(shard, staging)]
+def check_space(shards: Sequence[Shard], staging: Staging) -> None:
+    """Raise when the disk cannot hold what is left to write of `shards`; blocks shared with the source cost nothing.
+
+    InputError where the whole disk would not be enough, StagingError where it is too full.
+    """
+    left = [shard for shard in shards if not is_done(shard, staging)]
     needed = sum(shard.size for shard in left)
-    sharing = {path for path in plan.source_files() if shares_blocks(path, staging.path)}
+    sharing = {path for path in source_files(left) if shares_blocks(path, staging.path)}
     needed -= sum(_shared_bytes(shard, sharing) for shard in left)
     # Unfinished shards are written over, so what they take now is free for them.
     held = sum(_disk_bytes(staging.path / shard.name) for shard in left)
-    free = shutil.disk_usage(staging.path).free + held
-    if needed > free:
+    disk = shutil.disk_usage(staging.path)
+    beyond = " beyond what is shared with the source" if sharing else ""
+    if needed > disk.total:
+        raise InputError(
+            "no space for such an output",
+            where=staging.path.parent,
+            found=f"a disk of {disk.total / 1e9:,.2f} GB",
+            expected=f"{needed / 1e9:,.2f} GB{beyond}",
+            hint="fewer --experts, or an OUT on another disk",
+        )
+    if needed > disk.free + held:
         raise StagingError(
-            f"{staging.path.parent}: not enough space; found {free / 1e9:.2f} GB free, expected {needed / 1e9:.2f} GB"
-            f"{' beyond what is shared with the source' if sharing else ''}; choose an OUT on another disk"
+            f"{staging.path.parent}: not enough space; found {(disk.free + held) / 1e9:.2f} GB free, "
+            f"expected {needed / 1e9:.2f} GB{beyond}; choose an OUT on another disk"
         )
 
 
-def _is_done(shard: Shard, staging: Staging) -> bool:
+def is_done(shard: Shard, staging: Staging) -> bool:
     """Whether the journal has the shard and it is there: --overwrite may have been killed while it cleared."""
     path = staging.path / shard.name
     return shard.name in staging.done and path.is_file() and path.stat().st_size == shard.size
@@ -114,17 +142,32 @@ def _submit(shard: Shard, directory: Path, pool: ThreadPoolExecutor, advance: Ad
     return jobs + [pool.submit(_compute, write, path, offset, advance) for write, offset in computed]
 
 
-def _collect(jobs: Mapping[Future[Hashes], Shard], staging: Staging) -> None:
+def _submit_checks(shards: Sequence[Shard], pool: ThreadPoolExecutor, stop: Event) -> list[Future[Hashes]]:
+    """Hand the search for NaN and infinity to the pool, a job for every tensor that is read."""
+    from upcycle.plan.finite import check_finite, distinct
+
+    def check(spec: TensorSpec) -> Hashes:
+        if not stop.is_set():
+            check_finite(spec)
+        return {}
+
+    return [pool.submit(check, spec) for spec in distinct(reads(w.source) for s in shards for w in s.writes)]
+
+
+def _collect(jobs: Mapping[Future[Hashes], Shard | None], staging: Staging) -> None:
     """Sync and record every shard when its last job is done, while the workers go on with the next ones."""
-    left = Counter(shard.name for shard in jobs.values())
+    left = Counter(shard.name for shard in jobs.values() if shard)
     hashes: dict[str, Hashes] = {name: {} for name in left}
     for job in as_completed(jobs):
-        name = jobs[job].name
-        hashes[name].update(job.result())
+        found, shard = job.result(), jobs[job]
+        if shard is None:  # a check
+            continue
+        name = shard.name
+        hashes[name].update(found)
         left[name] -= 1
         if not left[name]:
             with (staging.path / name).open("rb+") as file:
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             staging.record(name, hashes.pop(name))
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -106,7 +106,8 @@ class Plan:
         """Return tensor name -> shard name, sorted by tensor, as the index file has it."""
         return dict(sorted((write.name, shard.name) for shard in self.shards for write in shard.writes))
 
-    def source_files(self) -> list[Path]:
-        """Every file that the writes read, sorted."""
-        specs = (reads(write.source) for write in self.writes)
-        return sorted({spec.path for spec in specs if spec is not None})
+
+def source_files(shards: Iterable[Shard]) -> list[Path]:
+    """Return every file that the writes of `shards` read, sorted."""
+    specs = (reads(write.source) for shard in shards for write in shard.writes)
+    return sorted({spec.path for spec in specs if spec is not None})

@@ -1,0 +1,86 @@
+"""OUT: where a finished output takes its place, and what may not be replaced by one."""
+
+import ctypes
+import os
+from pathlib import Path
+
+from upcycle.checkpoint.journal import is_bookkeeping
+from upcycle.checkpoint.strict_json import read_object
+from upcycle.errors import InputError
+
+RECEIPT_FILE = "upcycle.json"
+_SUFFIX = ".partial"
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def staging_path(out: Path) -> Path:
+    """Where the unfinished output of `out` lives."""
+    return out.with_name(out.name + _SUFFIX)
+
+
+def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
+    """Raise InputError unless `out` is free, or may be replaced, and does not touch a source directory."""
+    if out.name in ("", "..") or out.name.endswith(_SUFFIX):
+        raise InputError(
+            "OUT cannot have this name", where=out, expected=f"a name of its own, without {_SUFFIX} at its end"
+        )
+    for source in sources:
+        _check_apart(out, source.resolve())
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise InputError("OUT is not a directory", where=out, hint="choose another OUT")
+    if out.is_mount():
+        raise InputError(
+            "OUT is a mount point, which no rename can put in place", where=out, hint="choose a directory inside it"
+        )
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise InputError("OUT is not empty", where=out, hint="--overwrite replaces it when the new one is complete")
+    foreign = _not_made_here(out)
+    if foreign:
+        raise InputError(
+            "OUT holds what upcycle did not make, so --overwrite leaves it alone",
+            where=out,
+            found=foreign,
+            hint="remove it yourself or choose another OUT",
+        )
+
+
+def _not_made_here(out: Path) -> str | None:
+    """Return what in `out` is not of a conversion, or None: the receipt names the files that it made."""
+    if not (out / RECEIPT_FILE).is_file():
+        return f"no {RECEIPT_FILE}"
+    files = read_object(out / RECEIPT_FILE).get("files")
+    made = {RECEIPT_FILE, *(files if isinstance(files, dict) else ())}
+    strange = (entry for entry in out.iterdir() if entry.name not in made and not is_bookkeeping(entry.name))
+    foreign = sorted({entry.name for entry in strange} | {e.name for e in out.iterdir() if not e.is_file()})
+    return ", ".join(foreign[:4]) or None
+
+
+def _check_apart(out: Path, source: Path) -> None:
+    for place in (out.resolve(), staging_path(out).resolve()):
+        if place.is_relative_to(source) or source.is_relative_to(place):
+            raise InputError("OUT and MODEL overlap", where=out, hint="write to a directory outside the model")
+
+
+def exchange(staged: Path, out: Path) -> None:
+    """Swap two directories atomically (Linux), or by two renames that are undone if the second one fails."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if renameat2 and renameat2(_AT_FDCWD, os.fsencode(staged), _AT_FDCWD, os.fsencode(out), _RENAME_EXCHANGE) == 0:
+        return
+    aside = out.with_name(out.name + ".replaced")
+    out.rename(aside)
+    try:
+        staged.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
+    aside.rename(staged)
+
+
+def put(staged: Path, out: Path) -> None:
+    """Give a directory its name; `out` may be an empty directory."""
+    if os.name == "nt" and out.exists():
+        out.rmdir()
+    staged.replace(out)
