@@ -2,6 +2,7 @@
 
     UpcycleError                 exit 1   the run failed, the request was right
     ├── StagingError             exit 1   the work was stopped by the disk or by another writer
+    ├── UnreachableError         exit 1   the Hub could not be asked
     └── InputError               exit 2   the request or the input is wrong
         ├── CheckpointError      exit 2   files on disk are not a sound checkpoint
         ├── UnsupportedError     exit 2   a sound checkpoint that the target cannot express
@@ -21,6 +22,10 @@ class UpcycleError(Exception):
 
 class StagingError(UpcycleError):
     """The staging directory cannot be written, locked or moved into place."""
+
+
+class UnreachableError(UpcycleError):
+    """The Hub could not be asked, so that what lies in the cache is all there is."""
 
 
 class InputError(UpcycleError):

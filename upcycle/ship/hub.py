@@ -26,8 +26,8 @@ from upcycle.checkpoint.reader import (
     read_weight_map,
 )
 from upcycle.checkpoint.strict_json import MAX_JSON_BYTES, parse_object
-from upcycle.errors import CheckpointError, InputError, UpcycleError
-from upcycle.ship.repository import Repository, UnreachableError, explained, open_repository, split_id
+from upcycle.errors import CheckpointError, InputError, UnreachableError, UpcycleError
+from upcycle.ship.repository import Repository, explained, open_repository, split_id
 
 if TYPE_CHECKING:
     from upcycle.ship.transfer import Transfer

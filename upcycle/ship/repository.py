@@ -7,16 +7,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from upcycle.errors import InputError, UpcycleError
+from upcycle.errors import InputError, UnreachableError, UpcycleError
 
 RETRIES = 4
 """How often a request that failed is made again, after 1, 2, 4 and 8 seconds: a restart of a server, not an outage."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class UnreachableError(UpcycleError):
-    """The Hub could not be asked, so that what lies in the cache is all there is."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,299 @@
+"""The server: what it answers to reads, what it remembers of every request, and the faults that a test plants."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub.repos import Blob, Commit, Repo
+
+TOKEN = "hf_loopback"
+"""The only one that opens gated and private repositories."""
+
+CHUNK = 65536
+
+
+@dataclass
+class Request:
+    """A request as it was answered."""
+
+    method: str
+    path: str  # without the query
+    port: int
+    range: str | None
+    authorized: bool  # whether it carried any token
+    status: int = 0
+    sent: int = 0  # bytes, head included
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the requests whose `METHOD /path` a pattern finds, the first `times` of them."""
+
+    pattern: str
+    times: int
+    status: int = 0  # answered in place of the real answer
+    headers: dict[str, str] = field(default_factory=dict)
+    after: int | None = None  # bytes of the body, then the connection is dropped ...
+    hold: bool = False  # ... or stands still until the client goes
+    reached: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class Hub:
+    """A Hub on loopback; `with serving(...)` runs it."""
+
+    store: Path  # where the chunk store is
+    repos: dict[str, Repo] = field(default_factory=dict)
+    uploads: dict[str, Blob] = field(default_factory=dict)  # by SHA-256
+    log: list[Request] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+    url: str = ""
+    storage: str = ""  # another origin, to which large files are redirected; "" sends them from here
+    ranges: bool = True  # whether Range is understood
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def repo(self, name: str, files: dict[str, Any], **fields: Any) -> Repo:
+        """Make a repository with one commit."""
+        self.repos[name] = Repo(name, **fields)
+        self.repos[name].commit(files)
+        return self.repos[name]
+
+    def plant(self, pattern: str, *, times: int = 1, **what: Any) -> Fault:
+        """Plant a fault for requests to come."""
+        self.faults.append(Fault(pattern, times, **what))
+        return self.faults[-1]
+
+    def fault(self, line: str) -> Fault | None:
+        """Return the fault that strikes a request, and count it."""
+        for fault in self.faults:
+            if fault.times > 0 and re.search(fault.pattern, line):
+                fault.times -= 1
+                return fault
+        return None
+
+    def sent(self, pattern: str = "") -> int:
+        """Bytes that were sent in answer to requests whose `METHOD /path` a pattern finds."""
+        return sum(request.sent for request in self.requests(pattern))
+
+    def requests(self, pattern: str = "") -> list[Request]:
+        return [request for request in self.log if re.search(pattern, f"{request.method} {request.path}")]
+
+
+@contextmanager
+def serving(store: Path) -> Iterator[Hub]:
+    """Run a Hub, and its storage at another origin, while the block lasts."""
+    hub = Hub(store)
+    servers = [_Server(hub), _Server(hub)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    # Two names, for older clients take hosts that differ in the port only for the same.
+    hub.url, hub.storage = (
+        f"http://{name}:{server.server_port}" for name, server in zip(("127.0.0.1", "localhost"), servers, strict=True)
+    )
+    try:
+        yield hub
+    finally:
+        hub.closing.set()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+    assert hub.errors == []
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        import sys
+
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError):
+            self.hub.errors.append(error)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection; every answer has a length, so that it stays open for the next request."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: `Hub.log` has it."""
+
+    @property
+    def hub(self) -> Hub:
+        return self.server.hub
+
+    def _answer(self) -> None:
+        split = urlsplit(self.path)
+        self.route, self.query = split.path, parse_qs(split.query)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.record = Request(
+            self.command, self.route, self.server.server_port, self.headers.get("Range"),
+            "Authorization" in self.headers,
+        )  # fmt: skip
+        self.hub.log.append(self.record)
+        self.fault = self.hub.fault(f"{self.command} {self.route}")
+        if self.fault and self.fault.status:
+            self.send_json({"error": "planted"}, self.fault.status, self.fault.headers)
+            return
+        for pattern, function in self._routes():
+            if found := re.fullmatch(pattern, f"{self.command} {self.route}"):
+                function(self, *(unquote(group or "") for group in found.groups()))
+                return
+        self.refuse(404, "", "no such route")
+
+    @staticmethod
+    def _routes() -> list[tuple[str, Callable[..., None]]]:
+        from tests.hub.uploads import WRITES
+
+        return READS + WRITES
+
+    def repo(self, name: str) -> Repo | None:
+        """Return a repository, or answer that there is none for this client."""
+        repo = self.hub.repos.get(name)
+        if repo is None or (repo.access == "private" and not self.has_token()):
+            self.refuse(404 if self.has_token() else 401, "RepoNotFound", "Repository not found")
+            return None
+        return repo
+
+    def has_token(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def commit(self, name: str, revision: str) -> tuple[Repo, Commit] | None:
+        """Return a repository and a commit of it, or answer why not."""
+        repo = self.repo(name)
+        if repo is None:
+            return None
+        commit = repo.find(revision)
+        if commit is None:
+            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return None
+        return repo, commit
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def refuse(self, status: int, code: str, message: str) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": message} if code else {}
+        self.send_json({"error": message}, status, headers)
+
+    def send_json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        head = {"Content-Type": "application/json", **(headers or {})}
+        self.send_blob(Blob(json.dumps(value).encode()), status, head)
+
+    def send_blob(self, blob: Blob, status: int, headers: dict[str, str], start: int = 0, stop: int = -1) -> None:
+        """Send a part of a blob, as far as a planted fault lets it."""
+        stop = blob.size if stop < 0 else stop
+        self.record.status = status
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(stop - start)}.items():
+            self.send_header(name, value)
+        self.record.sent += len(b"".join(self._headers_buffer))  # type: ignore[attr-defined]
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        fault = self.fault if self.fault and self.fault.after is not None else None
+        end = stop if fault is None else min(stop, start + (fault.after or 0))
+        while start < end:
+            data = blob.read(start, min(CHUNK, end - start))
+            self.wfile.write(data)
+            self.record.sent += len(data)
+            start += len(data)
+        if fault is not None and end < stop:
+            self.break_off(fault)
+
+    def break_off(self, fault: Fault) -> None:
+        fault.reached.set()
+        if fault.hold:
+            self.hub.closing.wait(60)
+        self.close_connection = True
+
+    # -- reads --------------------------------------------------------------------------------------------------------
+
+    def model_info(self, name: str, revision: str) -> None:
+        if found := self.commit(name, revision or "main"):
+            self.send_json(found[0].info(found[1], blobs="blobs" in self.query))
+
+    def tree(self, name: str, revision: str, folder: str) -> None:
+        recursive = self.query.get("recursive", ["false"])[0].lower() in {"true", "1"}
+        if found := self.commit(name, revision):
+            self.send_json(found[0].tree(found[1], folder, recursive=recursive))
+
+    def xet_token(self, name: str, _kind: str, _revision: str) -> None:
+        if self.repo(name):
+            url, expiry = f"local://{self.hub.store}", int(time.time()) + 3600
+            self.send_json(
+                {"casUrl": url, "exp": expiry, "accessToken": "none"},
+                headers={"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "none", "X-Xet-Token-Expiration": str(expiry)},
+            )
+
+    def resolve(self, name: str, revision: str, path: str) -> None:
+        found = self.commit(name, revision)
+        if found is None:
+            return
+        repo, commit = found
+        if repo.access == "gated" and not self.has_token():
+            self.refuse(403 if "Authorization" in self.headers else 401, "GatedRepo", f"{name} is gated")
+        elif path not in commit.files:
+            self.send_json({"error": "none"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.id})
+        else:
+            self._send_file(repo, commit, path, commit.files[path])
+
+    def _send_file(self, repo: Repo, commit: Commit, path: str, blob: Blob) -> None:
+        headers = {"X-Repo-Commit": commit.id, "Accept-Ranges": "bytes", "ETag": f'"{blob.git_id}"'}
+        if not blob.is_lfs(path):
+            self.send_range(blob, headers)
+            return
+        headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size), "ETag": f'"{blob.sha256}"'}
+        if blob.sha256 in repo.xet:
+            token = f"{self.hub.url}/api/models/{repo.name}/xet-read-token/{commit.id}"
+            headers |= {"X-Xet-Hash": repo.xet[blob.sha256], "Link": f'<{token}>; rel="xet-auth"'}
+        location = f"{self.hub.storage}/storage/{repo.name}/{commit.id}/{path}"
+        self.send_blob(Blob(b"Found"), 302, {**headers, "Location": location})
+
+    def stored(self, name: str, commit: str, path: str) -> None:
+        """A large file at the other origin, which wants no token."""
+        self.send_range(self.hub.repos[name].commits[commit].files[path], {"Accept-Ranges": "bytes"})
+
+    def send_range(self, blob: Blob, headers: dict[str, str]) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not asked or not self.hub.ranges:
+            self.send_blob(blob, 200, headers)
+            return
+        start, stop = int(asked[1]), min(int(asked[2] or blob.size) + 1, blob.size)
+        if start >= blob.size:
+            self.send_blob(Blob(b""), 416, {"Content-Range": f"bytes */{blob.size}"})
+        else:
+            span = {"Content-Range": f"bytes {start}-{stop - 1}/{blob.size}"}
+            self.send_blob(blob, 206, headers | span, start, stop)
+
+
+NAME, REVISION = r"((?:[^/]+/)?[^/]+)", r"([^/]+)"
+
+READS: list[tuple[str, Callable[..., None]]] = [
+    (rf"GET /api/models/{NAME}/xet-(read|write)-token/{REVISION}", Handler.xet_token),
+    (rf"GET /api/models/{NAME}/tree/{REVISION}(?:/(.*))?", Handler.tree),
+    (rf"GET /api/models/{NAME}/revision/{REVISION}", Handler.model_info),
+    (rf"GET /api/models/{NAME}()", Handler.model_info),
+    (rf"(?:GET|HEAD) /{NAME}/resolve/{REVISION}/(.+)", Handler.resolve),
+    (rf"(?:GET|HEAD) /storage/{NAME}/{REVISION}/(.+)", Handler.stored),
+]
+"""Method and path -> what answers."""
