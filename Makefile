@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ASSETS := build/assets
+LOWEST := build/lowest
 export HF_HUB_OFFLINE := 1
 export UPCYCLE_CACHE ?= build/cache
 
-.PHONY: install demo test test-slow lint docs bench clean
+.PHONY: install demo test test-slow test-lowest lint docs bench clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +30,16 @@ test: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
 
 test-slow: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# The fast tests on the oldest versions that pyproject.toml allows; a cache of its own, so that these versions fill it.
+test-lowest: $(LOWEST)/.installed $(ASSETS)/SmolLM2-135M-Instruct.gguf
+	UPCYCLE_CACHE=$(LOWEST)/cache $(LOWEST)/bin/python -m pytest -m "not slow and not gpu"
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """What upcycle promises about time, memory and disk, measured. `make bench` runs this and writes results.md.
 
-python -m benchmarks.convert [--dir DIR] [--pairs N] [--only {cp,xfs,start,noise}]
+python -m benchmarks.convert [--dir DIR] [--pairs N] [--only {cp,peers,xfs,start,noise}]
 
-Needs 25 GB of disk under DIR. The XFS part needs root, mkfs.xfs and loop devices, and says so where they are missing.
+Needs 25 GB of disk under DIR. The XFS part needs root, mkfs.xfs and loop devices, the comparison with mergekit-moe a
+package index or an environment made earlier; both say so where they cannot be had.
 """
 
 import argparse
@@ -16,8 +17,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import models, xfs
-from benchmarks.measure import UPCYCLE, Usage, alternate, median_wall, read_through, run
-from benchmarks.report import Figure, Section, megabytes, page, shown
+from benchmarks.measure import UPCYCLE, Usage, alternate, conversion, median_wall, read_through, remove, run
+from benchmarks.peers import against_mergekit
+from benchmarks.report import Figure, Section, listed, megabytes, page, shown
 from benchmarks.start import start_up
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -28,10 +30,10 @@ IMAGE_BYTES = 16 * 2**30
 def against_cp(work: Path, pairs: int) -> Section:
     """Time a conversion against `cp -r` of its output."""
     dense, moe, reference = models.make_bench(work / "dense"), work / "moe", work / "reference"
-    convert, cp = _convert(dense, moe), ["cp", "-r", str(reference), str(moe)]
+    convert, cp = conversion(dense, moe), ["cp", "-r", str(reference), str(moe)]
 
     def prepare() -> None:
-        _remove(moe)
+        remove(moe)
         read_through(dense)
         read_through(reference)
 
@@ -42,12 +44,12 @@ def against_cp(work: Path, pairs: int) -> Section:
         [f"{shown(convert)}; sync", f"{shown(cp)}; sync"],
         [],
     )
-    _remove(reference)
-    run(_convert(dense, reference))
+    remove(reference)
+    run(conversion(dense, reference))
     alternate(convert, cp, 1, prepare)  # warm-up
     section.figures.extend(_compared(*alternate(convert, cp, pairs, prepare)))
-    _remove(moe)
-    _remove(reference)
+    remove(moe)
+    remove(reference)
     return section.finish()
 
 
@@ -60,9 +62,9 @@ def _compared(ours: Sequence[Usage], theirs: Sequence[Usage]) -> list[Figure]:
         Figure("cp, median wall", f"{cp_wall:.2f} s"),
         Figure("ratio of medians", f"{wall / cp_wall:.2f}", "at most 1.10", wall <= 1.1 * cp_wall),
         Figure("ratio within pairs, median", f"{median(ratios):.2f}"),
-        Figure("ratio within each pair", _listed(ratios, 2)),
-        Figure("upcycle, wall of each run", _listed([usage.seconds for usage in ours], 1) + " s"),
-        Figure("cp, wall of each run", _listed([usage.seconds for usage in theirs], 1) + " s"),
+        Figure("ratio within each pair", listed(ratios, 2)),
+        Figure("upcycle, wall of each run", listed([usage.seconds for usage in ours], 1) + " s"),
+        Figure("cp, wall of each run", listed([usage.seconds for usage in theirs], 1) + " s"),
         Figure("upcycle, median CPU", f"{median(usage.cpu_seconds for usage in ours):.2f} s"),
         Figure("cp, median CPU", f"{median(usage.cpu_seconds for usage in theirs):.2f} s"),
         Figure("upcycle, peak memory", megabytes(peak), "under 100 MB", peak < 100e6),
@@ -82,7 +84,7 @@ def on_xfs(work: Path) -> Section:
     with xfs.mounted(work, IMAGE_BYTES) as mount:
         shutil.copytree(models.make_bench(work / "dense"), mount / "dense")
         models.write_sparse(mount / "sparse", models.MISTRAL_7B)
-        commands = [_convert(mount / "dense", mount / "moe"), _convert(mount / "sparse", mount / "mixtral")]
+        commands = [conversion(mount / "dense", mount / "moe"), conversion(mount / "sparse", mount / "mixtral")]
         section = Section(title, about, [f"{shown(argv)}; sync" for argv in commands], [])
         section.figures.extend(_shared(mount, commands[0]))
         section.figures.append(_sparse(mount, commands[1]))
@@ -111,12 +113,12 @@ def with_noise(work: Path) -> Section:
     """Hold the memory of a conversion that computes its experts against the estimate of its plan."""
     dense, moe = models.make_bench(work / "dense"), work / "moe"
     plan = [UPCYCLE, "plan", str(dense), "--experts", "8", "--noise", "0.1", "--json"]
-    convert = [*_convert(dense, moe), "--noise", "0.1"]
+    convert = [*conversion(dense, moe), "--noise", "0.1"]
     section = Section("Memory with noise", "Experts are computed, not copied.", [shown(plan), shown(convert)], [])
     estimate = json.loads(run(plan).output)["memory_bytes"]["convert"]
-    _remove(moe)
+    remove(moe)
     usage = run(convert)
-    _remove(moe)
+    remove(moe)
     section.figures.append(Figure("estimate of the plan", megabytes(estimate)))
     within = usage.peak_bytes <= estimate
     section.figures.append(Figure("peak memory", megabytes(usage.peak_bytes), "at most the estimate", within))
@@ -128,31 +130,21 @@ def main() -> None:
     """Measure and print; write the results unless only a part was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("build/bench"), help="where to work (default: build/bench)")
-    parser.add_argument("--pairs", type=int, default=5, help="runs of upcycle and of cp (default: 5)")
-    parser.add_argument("--only", choices=("cp", "xfs", "start", "noise"), help="measure one part, write no results")
+    parser.add_argument("--pairs", type=int, help="runs of each side (default: 5 against cp, 3 against mergekit)")
+    parser.add_argument(
+        "--only", choices=("cp", "peers", "xfs", "start", "noise"), help="measure one part, write no results"
+    )
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmount and clean up, as after Ctrl-C
     parts: dict[str, Callable[[Path], Section]] = {
-        "cp": partial(against_cp, pairs=chosen.pairs), "xfs": on_xfs, "start": start_up, "noise": with_noise,
+        "cp": partial(against_cp, pairs=chosen.pairs or 5), "peers": partial(against_mergekit, pairs=chosen.pairs or 3),
+        "xfs": on_xfs, "start": start_up, "noise": with_noise,
     }  # fmt: skip
     chosen.dir.mkdir(parents=True, exist_ok=True)
     sections = [part(chosen.dir) for name, part in parts.items() if chosen.only in (None, name)]
     if not chosen.only:
         RESULTS.write_text(page(sections, chosen.dir), encoding="utf-8")
         print(f"\n{RESULTS.name} written")
-
-
-def _convert(dense: Path, out: Path) -> list[str]:
-    return [UPCYCLE, "convert", str(dense), str(out), "--experts", "8"]
-
-
-def _remove(directory: Path) -> None:
-    for path in (directory, directory.with_name(directory.name + ".partial")):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _listed(values: Sequence[float], digits: int) -> str:
-    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Wall time and peak memory of commands, and a fair comparison of two of them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -61,6 +62,17 @@ def alternate(
             os.sync()
             usages[which].append(run((one, other)[which], sync=True))
     return usages
+
+
+def conversion(dense: Path, out: Path) -> list[str]:
+    """Return the command that is measured in most places: 8 experts, and all else as it comes."""
+    return [UPCYCLE, "convert", str(dense), str(out), "--experts", "8"]
+
+
+def remove(directory: Path) -> None:
+    """Remove an output, finished or not, if there is one."""
+    for path in (directory, directory.with_name(directory.name + ".partial")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def median_wall(usages: Sequence[Usage]) -> float:

@@ -66,6 +66,11 @@ def megabytes(nbytes: int) -> str:
     return f"{nbytes / 1e6:.1f} MB"
 
 
+def listed(values: Sequence[float], digits: int) -> str:
+    """Return numbers as `1.23, 4.56`."""
+    return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
 def page(sections: Sequence[Section], directory: Path) -> str:
     """Return the whole results page."""
     head = (
