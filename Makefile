@@ -7,7 +7,7 @@ LOWEST := build/lowest
 export HF_HUB_OFFLINE := 1
 export UPCYCLE_CACHE ?= build/cache
 
-.PHONY: install demo test test-slow test-lowest lint docs bench clean
+.PHONY: install demo test test-slow test-lowest interop lint docs bench clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,10 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
 	touch $@
+
+# The output read by other programs, each in an environment of its own (2.7 GB, made once).
+interop: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
+	$(BIN)/python -m tests.interop
 
 lint: install
 	$(BIN)/ruff check .

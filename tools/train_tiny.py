@@ -64,6 +64,7 @@ def save_tokenizer(tok, out, max_length):
                 "eos_token": EOS,
                 "pad_token": EOS,
                 "clean_up_tokenization_spaces": False,
+                "model_input_names": ["input_ids", "attention_mask"],
                 "model_max_length": max_length,
             },
             indent=2,

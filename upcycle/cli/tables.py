@@ -63,6 +63,7 @@ def print_account(account: Account) -> None:
         ("expert paths", f"{per_layer} choices in each of {layers} layers: 10^{account.paths_log10:.1f}"),
         ("function", "the same as the dense model's" if account.exact else "near the dense model's, not the same"),
         ("plan", account.plan_hash[:16]),
+        *(("readers", text) for text in account.reader_limits),
     )
     for label, text in rows:
         click.echo(f"{label:<14}{text}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from upcycle.checkpoint.header import DTYPE_BITS
 from upcycle.families.family import ROLES
+from upcycle.families.readers import reader_limits
 from upcycle.plan.plan import Plan, Write
 from upcycle.plan.sources import BLOCK_ELEMENTS
 
@@ -56,6 +57,7 @@ class Account:
     paths: tuple[int, int]  # (choices per layer, layers): a token takes one of choices ** layers ways
     exact: bool
     plan_hash: str
+    reader_limits: tuple[str, ...]  # what other programs do not compute of this model
 
     @property
     def total(self) -> int:
@@ -102,6 +104,7 @@ class Account:
             },
             "exact": self.exact,
             "plan": self.plan_hash,
+            "reader_limits": list(self.reader_limits),
         }
 
 
@@ -124,6 +127,7 @@ def account(plan: Plan, workers: int) -> Account:
         paths=(comb(plan.total_experts, plan.active_experts), plan.config["num_hidden_layers"]),
         exact=plan.exact,
         plan_hash=plan.hash,
+        reader_limits=reader_limits(plan.config),
     )
 
 

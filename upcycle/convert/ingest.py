@@ -10,6 +10,9 @@ from pathlib import Path
 
 from upcycle.errors import InputError
 
+FORMAT = 2
+"""Of what is made of a file; another one is made anew."""
+
 _SAMPLE = 2**20  # bytes at either end that identify a file together with its size
 
 
@@ -50,7 +53,7 @@ def _identity(path: Path) -> str:
             raise InputError("is not a GGUF file", where=path, found=repr(start[:4]), expected="b'GGUF'")
         file.seek(max(0, size - _SAMPLE))
         end = file.read()
-    return hashlib.sha256(b"%d:" % size + start + end).hexdigest()[:12]
+    return hashlib.sha256(b"%d:%d:" % (FORMAT, size) + start + end).hexdigest()[:12]
 
 
 def _dequantise(path: Path, directory: Path) -> None:
@@ -80,6 +83,7 @@ def _dequantise(path: Path, directory: Path) -> None:
         pad_token=tokenizer.pad_token,
         chat_template=tokenizer.chat_template,
         model_max_length=model.config.max_position_embeddings,
+        model_input_names=["input_ids", "attention_mask"],  # else transformers 4 adds some that its `generate` refuses
     )
     plain.save_pretrained(directory)
     _name_tokenizer_class(directory / "tokenizer_config.json")
