@@ -49,6 +49,8 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 upcycle
+	$(BIN)/mypy --platform darwin upcycle
 	$(BIN)/lint-imports --no-logo
 
 # What is generated from the code: the command reference, the recipe schema, the layout in the README.

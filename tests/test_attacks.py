@@ -176,10 +176,14 @@ def test_thousands_of_experts_are_planned(tiny: Path) -> None:
 def test_a_damaged_journal_is_named(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lines: bytes
 ) -> None:
+    def full(_: Staging) -> None:
+        raise StagingError("the disk is full")
+
     out = tmp_path / "moe"
-    with monkeypatch.context() as full, pytest.raises(StagingError):
-        full.setattr(Staging, "commit", lambda _: (_ for _ in ()).throw(StagingError("the disk is full")))
-        run_convert(tiny, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "commit", full)
+        with pytest.raises(StagingError):
+            run_convert(tiny, out)
     (staging_path(out) / name).write_bytes(lines)
     with pytest.raises(InputError, match="is damaged; --overwrite without --resume starts again") as caught:
         run_convert(tiny, out, resume=True)

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import contents, edit_json, request_fields, run_convert
 from tests.models import MISTRAL_7B, save_dense, save_header
-from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.checkpoint.place import staging_path
+from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import InputError, RecipeError, StagingError, UpcycleError
 from upcycle.pipeline.stages import plan
 from upcycle.recipe import Convert, Plan

@@ -17,7 +17,8 @@ from upcycle.errors import CheckpointError, InputError, RecipeError, Unsupported
 from upcycle.families.family import Carry, Family, Keep, Rule
 from upcycle.families.match import find_family, match, target_config
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
-from upcycle.families.table import DEFAULT_ROPE_THETA, FAMILIES
+from upcycle.families.rope import TYPES
+from upcycle.families.table import ACTIVATIONS, DEFAULT_ROPE_THETA, FAMILIES
 
 CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig}
 
@@ -337,7 +338,8 @@ def test_missing_tensor(tiny: Path, copy_of: Callable[[Path], Path], name: str) 
     checkpoint = rewritten(copy_of(tiny), lambda arrays: arrays.pop(name))
     with pytest.raises(CheckpointError) as caught:
         match(checkpoint)
-    assert str(caught.value) == f"{checkpoint.directory}: tensor {name!r} is missing"
+    assert caught.value.what == f"tensor {name!r} is missing"
+    assert caught.value.hint == ("config.json says tie_word_embeddings = false" if name == "lm_head.weight" else None)
 
 
 def test_missing_layer_in_the_middle(dense: Callable[[str], Path], copy_of: Callable[[Path], Path]) -> None:
@@ -505,6 +507,57 @@ def test_theta_must_be_a_positive_number(theta: Any) -> None:
     for fields in ({"rope_theta": theta}, {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}):
         error = refused({**LLAMA, **fields})
         assert (error.what, error.found) == ("config.json: rope_theta is not a positive number", repr(theta))
+
+
+LONG = {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "what", "found"),
+    [
+        ({"type": "nosuch"}, "unknown rope_type", "'nosuch'"),
+        ({"rope_type": ["yarn"]}, "unknown rope_type", "['yarn']"),
+        ({"type": "linear"}, "rope settings of type linear lack factor", None),
+        ({"type": "linear", "factor": "2"}, "factor of the rope settings is not a number", "'2'"),
+        ({"type": "yarn", "factor": 2, "beta_fast": True}, "beta_fast of the rope settings is not a number", True),
+        ({"type": "yarn", "factor": -2}, "factor of the rope settings is not a number", -2),
+        ({**LONG, "long_factor": None}, "rope settings of type longrope lack long_factor", None),
+        ({**LONG, "long_factor": [1.0, "x"]}, "long_factor of the rope settings is not a number", "[1.0, 'x']"),
+        (
+            {"type": "llama3", "factor": 8.0},
+            "rope settings of type llama3 lack low_freq_factor, high_freq_factor, original_max_position_embeddings",
+            None,
+        ),
+    ],
+    ids=str,
+)
+def test_rope_settings_that_no_reader_can_use(settings: dict[str, Any], what: str, found: Any) -> None:
+    error = refused({**LLAMA, "rope_scaling": settings})
+    assert (error.what, error.found) == (f"config.json: {what}", found)
+
+
+def test_original_length_must_be_a_number() -> None:
+    error = refused({**LLAMA, "original_max_position_embeddings": "x\n" * 99})
+    assert error.what == "config.json: original_max_position_embeddings of the rope settings is not a number"
+    assert len(str(error.found)) == 60
+
+
+def test_rope_types_are_those_of_transformers() -> None:
+    """But one that no other reader has."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert {*TYPES} - {"default"} == {*ROPE_INIT_FUNCTIONS} - {"proportional", "default"}
+
+
+def test_activations_are_those_of_transformers() -> None:
+    from transformers.activations import ACT2FN
+
+    assert set(ACTIVATIONS) == set(ACT2FN) - {"prelu", "xielu"}  # these two have parameters
+
+
+@pytest.mark.parametrize("value", ["nosuch", ["silu"], 3, True])
+def test_activations_that_nobody_knows(value: Any) -> None:
+    assert f"hidden_act = {value!r}: expected a known activation" in refused({**LLAMA, "hidden_act": value}).what
 
 
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])

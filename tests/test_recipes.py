@@ -341,8 +341,8 @@ def test_overrides_by_index(tmp_path):
         ("plan.model=a", "unknown step; found 'plan', expected one of convert, verify"),
         (
             "verify.token=8",
-            "unknown option of verify; found 'token', expected one of dense, moe, allow_pickle, text, tokens, tensors_only; "
-            "did you mean tokens?",
+            "unknown option of verify; found 'token', expected one of dense, moe, allow_pickle, text, tokens, "
+            "tensors_only; did you mean tokens?",
         ),
         ("verify.tokens=many", "verify.tokens has the wrong type; found the text 'many', expected a whole number"),
         ("verify.tokens=1", "verify.tokens is out of range; found 1, expected 2 to a million"),

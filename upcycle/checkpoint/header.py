@@ -34,6 +34,8 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit that safetensors sets."""
 MAX_METADATA = 1024
 """Entries of `__metadata__`; programs write a handful."""
+MAX_NAME = 512
+"""Characters of a tensor's name; models stay below 200, and messages quote names."""
 LENGTH_BYTES = 8
 """Bytes of the length word."""
 
@@ -96,10 +98,7 @@ def header_length(start: bytes, size: int, path: Path) -> int:
     Raises CheckpointError for a Git LFS pointer, and for a length that the file or the format cannot have: nothing
     is allocated for it.
     """
-    if start.startswith(_LFS_MAGIC):
-        raise CheckpointError(
-            "is a Git LFS pointer, not the weights", where=path, hint="fetch the file itself with `git lfs pull`"
-        )
+    refuse_pointer(start, path, "the weights")
     if len(start) < LENGTH_BYTES:
         raise CheckpointError("too short", where=path, found=f"{size} bytes", expected="a safetensors file")
     length: int = struct.unpack("<Q", start[:LENGTH_BYTES])[0]
@@ -114,6 +113,14 @@ def header_length(start: bytes, size: int, path: Path) -> int:
             hint="download the file again",
         )
     return length
+
+
+def refuse_pointer(start: bytes, path: Path, content: str) -> None:
+    """Raise CheckpointError when a file that begins with `start` is what git leaves in place of its `content`."""
+    if start.startswith(_LFS_MAGIC):
+        raise CheckpointError(
+            f"is a Git LFS pointer, not {content}", where=path, hint="fetch the file itself with `git lfs pull`"
+        )
 
 
 def parse_header(raw: bytes | bytearray, size: int, path: Path) -> Header:
@@ -218,7 +225,7 @@ def _spec(
             "too many dimensions", where=where, found=len(shape), expected=f"at most {_MAX_DIMENSIONS}"
         )
     start, end = offsets
-    if not _fits(shape) or prod(shape) * DTYPE_BITS[dtype] != (end - start) * 8:
+    if not _fits(shape, DTYPE_BITS[dtype]) or prod(shape) * DTYPE_BITS[dtype] != (end - start) * 8:
         raise CheckpointError(
             "size does not match its shape",
             where=where,
@@ -230,7 +237,14 @@ def _spec(
 
 
 def check_name(name: str, where: str | Path) -> None:
-    """Raise CheckpointError unless `name` is printable and could never be taken for a path."""
+    """Raise CheckpointError unless `name` is printable, not overlong, and could never be taken for a path."""
+    if len(name) > MAX_NAME:
+        raise CheckpointError(
+            "tensor name too long",
+            where=where,
+            found=f"{len(name):,} characters, {name[:40]!a} to begin with",
+            expected=f"at most {MAX_NAME}",
+        )
     if not name.isprintable() or not name or "/" in name or "\\" in name or ".." in name:
         raise CheckpointError("unsafe tensor name", where=where, found=ascii(name)[:120])
 
@@ -239,12 +253,15 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= _MAX_SIZE for item in value)
 
 
-def _fits(shape: list[int]) -> bool:
-    """Whether the running product stays in 63 bits: stops early on absurd shapes, as safetensors does."""
-    elements = 1
+def _fits(shape: list[int], bits: int) -> bool:
+    """Whether the bytes stay below 2^63: stops early on absurd shapes, as safetensors does.
+
+    A zero among the sizes changes nothing: NumPy multiplies the others and takes no more.
+    """
+    total = bits
     for size in shape:
-        elements *= size
-        if elements > _MAX_SIZE:
+        total *= size or 1
+        if total > 8 * _MAX_SIZE:
             return False
     return True
 

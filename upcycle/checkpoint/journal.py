@@ -85,14 +85,19 @@ def read_done(directory: Path) -> Done:
 
 
 def mend(path: Path) -> None:
-    """Cut off a line that a kill cut short, so that the next one begins a line. Only for who holds the lock."""
+    """Cut off a line that a kill cut short, so that the next one begins a line. Only for who holds the lock.
+
+    The lines before it are not written again: a full disk would lose them.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        write_durably(path, whole)
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b", buffering=0) as file:
+            file.truncate(whole)
+            sync_file(file.fileno())
 
 
 def record(path: Path, shard: str, hashes: Mapping[str, str]) -> None:

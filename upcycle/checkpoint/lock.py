@@ -68,6 +68,8 @@ def _try_lock(file: BinaryIO) -> bool:
     """Lock without waiting; return whether this process has it, or nobody can have it here."""
     try:
         _lock(file)
+    except ImportError:  # a Python without fcntl
+        return True
     except OSError as error:
         if error.errno in _BUSY:
             return False

@@ -4,11 +4,14 @@ import ctypes
 import os
 from pathlib import Path
 
-from upcycle.checkpoint.journal import is_bookkeeping
+from upcycle.checkpoint.journal import STATE_FILE, is_bookkeeping
 from upcycle.checkpoint.strict_json import read_object
-from upcycle.errors import InputError
+from upcycle.errors import InputError, StagingError
 
 RECEIPT_FILE = "upcycle.json"
+REPLACED = "state.replaced"
+"""What an output replaced, inside it until the journals go, where two directories cannot be exchanged."""
+
 _SUFFIX = ".partial"
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -29,7 +32,7 @@ def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
         _check_apart(out, source.resolve())
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise InputError("OUT is not a directory", where=out, hint="choose another OUT")
-    if out.is_mount():
+    if os.path.ismount(out):  # Path.is_mount: not on Windows in 3.11
         raise InputError(
             "OUT is a mount point, which no rename can put in place", where=out, hint="choose a directory inside it"
         )
@@ -54,8 +57,10 @@ def _not_made_here(out: Path) -> str | None:
     files = read_object(out / RECEIPT_FILE).get("files")
     made = {RECEIPT_FILE, *(files if isinstance(files, dict) else ())}
     strange = (entry for entry in out.iterdir() if entry.name not in made and not is_bookkeeping(entry.name))
-    foreign = sorted({entry.name for entry in strange} | {e.name for e in out.iterdir() if not e.is_file()})
-    return ", ".join(foreign[:4]) or None
+    foreign = {entry.name for entry in strange} | {e.name for e in out.iterdir() if not e.is_file()}
+    if (out / STATE_FILE).is_file():  # a commit that was cut off
+        foreign.discard(REPLACED)
+    return ", ".join(sorted(foreign)[:4]) or None
 
 
 def _check_apart(out: Path, source: Path) -> None:
@@ -65,18 +70,33 @@ def _check_apart(out: Path, source: Path) -> None:
 
 
 def exchange(staged: Path, out: Path) -> None:
-    """Swap two directories atomically (Linux), or by two renames that are undone if the second one fails."""
+    """Put `staged` in the place of `out`: by swapping the two atomically (Linux), or by two renames.
+
+    Those move `out` into `staged` first, which then takes its name, so that no third name is ever there. They are
+    undone if the second one fails, and `restore` undoes them if a kill comes in between.
+    """
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     if renameat2 and renameat2(_AT_FDCWD, os.fsencode(staged), _AT_FDCWD, os.fsencode(out), _RENAME_EXCHANGE) == 0:
         return
-    aside = out.with_name(out.name + ".replaced")
-    out.rename(aside)
+    out.rename(staged / REPLACED)
     try:
         staged.rename(out)
-    except OSError:
-        aside.rename(out)
+    except OSError as error:
+        try:
+            restore(out)
+        except OSError:
+            raise StagingError(
+                f"{out}: could be neither replaced nor put back ({error.strerror}); "
+                f"it is kept in {staged / REPLACED}, and the next conversion to {out} puts it back"
+            ) from error
         raise
-    aside.rename(staged)
+
+
+def restore(out: Path) -> None:
+    """Put back what `exchange` moved aside and did not replace."""
+    aside = staging_path(out) / REPLACED
+    if aside.is_dir() and not os.path.lexists(out):
+        aside.rename(out)
 
 
 def put(staged: Path, out: Path) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, Protocol
 
-from upcycle.checkpoint.header import Header, TensorSpec, check_name, read_header
+from upcycle.checkpoint.header import Header, TensorSpec, check_name, read_header, refuse_pointer
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import CheckpointError
 
@@ -33,6 +33,9 @@ TOKENIZER_FILES = (
 )
 CHAT_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 GENERATION_FILE = "generation_config.json"
+
+_WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
+_MAX_FILE_NAME = 255  # bytes, of every common file system
 
 
 class Files(Protocol):
@@ -111,11 +114,12 @@ def present_files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
 
 
 def _read_shards(files: Files) -> dict[str, Header]:
-    if files.has(INDEX_FILE):
+    names = files.names()  # with links that lead nowhere, which shall be called that
+    if INDEX_FILE in names:
         return _read_indexed(files)
-    if files.has(SINGLE_FILE):
+    if SINGLE_FILE in names:
         return {SINGLE_FILE: files.header(SINGLE_FILE)}
-    if any(PurePath(name).suffix in PICKLED_SUFFIXES for name in files.names()):
+    if any(PurePath(name).suffix in PICKLED_SUFFIXES for name in names):
         raise CheckpointError(
             "holds pickled weights, which can run code when they are read",
             where=files.place,
@@ -137,7 +141,7 @@ def _read_indexed(files: Files) -> dict[str, Header]:
         )
     check_present(files, names)
     headers = {name: files.header(name) for name in names}
-    _refuse_duplicates(headers)
+    _refuse_duplicates(headers, files.place)
     _check_index(weight_map, headers, path)
     return headers
 
@@ -171,8 +175,12 @@ def read_weight_map(files: Files, index: str, suffix: str) -> dict[str, str]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is one path component on every platform (no drive, root, `..` or separator)."""
-    return name.isprintable() and PureWindowsPath(name).name == name and name not in {"", ".", ".."}
+    """Whether `name` is one path component on every platform (no drive, root, `..` or separator, and not too long)."""
+    fits = name.isprintable() and len(name.encode()) <= _MAX_FILE_NAME
+    if not fits or PureWindowsPath(name).name != name or name in {"", ".", ".."}:
+        return False
+    stem = name.split(".")[0].rstrip().upper()
+    return not set(name) & set('<>:"|?*') and name[-1] not in " ." and stem not in _WINDOWS_DEVICES
 
 
 def _check_index(weight_map: Mapping[str, str], headers: Mapping[str, Header], path: Path) -> None:
@@ -192,28 +200,46 @@ def _check_index(weight_map: Mapping[str, str], headers: Mapping[str, Header], p
             )
 
 
-def _refuse_duplicates(headers: Mapping[str, Header]) -> None:
+def _refuse_duplicates(headers: Mapping[str, Header], where: Path) -> None:
     seen: dict[str, str] = {}
     for shard, header in headers.items():
         for name in header.tensors:
             if name in seen:
-                raise CheckpointError(f"tensor {name!r} is in two shards", found=f"{seen[name]} and {shard}")
+                raise CheckpointError(
+                    f"tensor {name!r} is in two shards", where=where, found=f"{seen[name]} and {shard}"
+                )
             seen[name] = shard
 
 
 def _inside(directory: Path, name: str) -> Path:
-    """Return `directory / name`; a symlink may only lead inside the directory or into the same Hub cache entry."""
+    """Return `directory / name`, not what git LFS left in its place.
+
+    A symlink may only lead inside the directory or into the same Hub cache entry.
+    """
     path = directory / name
-    if os.path.lexists(path) and not path.is_file():
-        raise CheckpointError("is not a regular file, or a link to none", where=path)
-    if not path.is_symlink():
+    if not os.path.lexists(path):
         return path
+    if not path.is_file():
+        raise CheckpointError("is not a regular file, or a link to none", where=path)
+    if path.is_symlink():
+        _check_link(path, directory)
+    try:
+        with path.open("rb") as file:
+            refuse_pointer(file.read(64), path, "the file itself")
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({error.strerror})", where=path) from None
+    return path
+
+
+def _check_link(path: Path, directory: Path) -> None:
     real, root = path.resolve(), directory.resolve()
     # The Hub cache: models--org--name/snapshots/REV/file -> ../../blobs/HASH
     roots = (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
     if not any(real.is_relative_to(allowed) for allowed in roots):
-        raise CheckpointError("is a symbolic link out of the checkpoint", where=path, found=real)
-    return path
+        found = real if str(real).isprintable() and len(str(real)) < 400 else ascii(str(real))[:400]
+        raise CheckpointError(
+            "is a symbolic link out of the checkpoint", where=path, found=found, hint="put the file itself in its place"
+        )
 
 
 def hub_blob(path: Path) -> str | None:
@@ -226,4 +252,4 @@ def hub_blob(path: Path) -> str | None:
 
 def _some(names: list[str], limit: int = 4) -> str:
     rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(name[:120] for name in names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -17,7 +17,7 @@ from typing import Any
 from upcycle.checkpoint import journal, lock
 from upcycle.checkpoint.journal import LOCK_FILE, STATE_FILE, WHOLE, Done, Part
 from upcycle.checkpoint.lock import Lock
-from upcycle.checkpoint.place import check_out, exchange, put, staging_path
+from upcycle.checkpoint.place import REPLACED, check_out, exchange, put, restore, staging_path
 from upcycle.checkpoint.writer import sync_directory
 from upcycle.errors import InputError, StagingError
 
@@ -64,17 +64,10 @@ class Staging:
         if os.name == "nt":  # Windows renames no directory in which a file is open
             self.release()
         if self.out.exists() and any(self.out.iterdir()):
-            _remove_bookkeeping(self.out)  # of an earlier commit that was cut off
             exchange(self.path, self.out)
         else:
             put(self.path, self.out)
-        try:
-            sync_directory(self.out.parent)
-            _clean_up(self.out)
-        except OSError as error:
-            raise StagingError(
-                f"{self.out}: is complete and in place, but the disk failed afterwards ({error.strerror})"
-            ) from error
+        _clean_up(self.out)
 
     def release(self) -> None:
         """Let go of all locks."""
@@ -129,8 +122,11 @@ def open_staging(
 def _begin(staging: Staging, fingerprint: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Find that the same work has begun in the directory, or that it is free or may be cleared, and begin."""
     path = staging.path
+    restore(staging.out)
     if _is_replaced_output(staging.out) or (overwrite and not resume):
         _clear(staging)
+    if staging.out.is_dir():
+        _remove_bookkeeping(staging.out)  # of an earlier commit that was cut off
     begun = journal.read_fingerprint(path)
     if begun is not None and not resume:
         raise InputError(
@@ -161,15 +157,24 @@ def _released(held: Lock) -> Iterator[None]:
 
 def _clean_up(out: Path) -> None:
     """After the rename: the output that was replaced goes, then the journals, which tell that it was replaced."""
-    if _is_replaced_output(out):
-        _remove(staging_path(out))
+    try:
         sync_directory(out.parent)
-    _remove_bookkeeping(out)
-    sync_directory(out)
+        if _is_replaced_output(out):
+            _remove(staging_path(out))
+            sync_directory(out.parent)
+        _remove_bookkeeping(out)
+        sync_directory(out)
+    except OSError as error:
+        left = "; --resume removes what is left over" if (out / STATE_FILE).exists() else ""
+        raise StagingError(
+            f"{out}: is complete and in place, but the disk failed afterwards ({error.strerror}){left}"
+        ) from error
 
 
 def _remove_bookkeeping(directory: Path) -> None:
-    """Remove locks and journals, the file that says that there are any last."""
+    """Remove locks, journals and what was replaced, the file that says that there are any last."""
+    if (directory / REPLACED).is_dir() and (directory / STATE_FILE).exists():
+        shutil.rmtree(directory / REPLACED)
     for entry in sorted(directory.iterdir(), key=lambda entry: entry.name == STATE_FILE):
         if journal.is_bookkeeping(entry.name):
             entry.unlink(missing_ok=True)

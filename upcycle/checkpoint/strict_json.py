@@ -1,5 +1,6 @@
 """JSON that comes from outside: duplicate keys, NaN, infinity, deep nesting and wrong encodings are refused."""
 
+import codecs
 import json
 import math
 from pathlib import Path
@@ -16,7 +17,7 @@ def parse_json(data: bytes, where: str | Path) -> Any:
     try:
         # Decoded here, not by json.loads, which would also accept UTF-16 and UTF-32.
         return json.loads(
-            data.decode("utf-8"),
+            _decode(data),
             object_pairs_hook=_unique,
             parse_float=_finite,
             parse_int=_integer,
@@ -51,11 +52,23 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _decode(data: bytes) -> str:
+    """Return UTF-8 as text; the encodings that editors write in its place are called by their names."""
+    if data.startswith(codecs.BOM_UTF8):
+        raise ValueError("it begins with a byte order mark")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is UTF-16, where UTF-8 is expected")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from None
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"duplicate key {key!r}")
+            raise ValueError(f"duplicate key {ascii(key)[:120]}")
         result[key] = value
     return result
 

@@ -16,6 +16,7 @@ BUFFER = 4 * 2**20
 """Bytes held in memory by the portable copy."""
 
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
+_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP}  # of network and shared-folder file systems
 _FICLONERANGE = 0x4020940D  # linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
 
 Move = Callable[[BinaryIO, int, BinaryIO, int, int], int]
@@ -35,7 +36,7 @@ def copy_range(
     unaligned ends are moved on their own so that the middle is. Falls back to a buffer where the call is absent
     or refused. Raises CheckpointError when the source ends early, OSError when the disk fails.
     """
-    move: Move = _move_in_kernel if hasattr(os, "copy_file_range") else _move_through_memory
+    move: Move = _move_in_kernel
     done = 0
     while done < count:
         start, end = source_offset + done, target_offset + done
@@ -49,7 +50,7 @@ def copy_range(
             raise CheckpointError(
                 "ends before its header says", where=source.name, found=f"end of file at byte {start}"
             )
-        if moved == 0:  # refused, or the zero that some file systems return instead of an error
+        if moved == 0:  # absent, refused, or the zero that some file systems return instead of an error
             move = _move_through_memory
         done += moved
         advance(moved)
@@ -57,6 +58,8 @@ def copy_range(
 
 def shares_blocks(source: Path, directory: Path) -> bool:
     """Whether a copy of `source` into `directory` would share its blocks (a reflink), found out by trying one."""
+    if sys.platform != "linux":
+        return False
     try:
         import fcntl
         import struct
@@ -76,18 +79,24 @@ def sync_file(descriptor: int) -> None:
     if sys.platform == "darwin":
         import fcntl
 
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+        except OSError:  # network shares and some other file systems have fsync only
+            pass
+    os.fsync(descriptor)
 
 
 def sync_directory(directory: Path) -> None:
-    """Make renames and new names in `directory` durable, where the platform can (not on Windows)."""
+    """Make renames and new names in `directory` durable, where platform and file system can (not on Windows)."""
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -109,7 +118,9 @@ def _step(source_offset: int, target_offset: int, left: int) -> int:
 
 
 def _move_in_kernel(source: BinaryIO, source_offset: int, target: BinaryIO, target_offset: int, count: int) -> int:
-    return os.copy_file_range(source.fileno(), target.fileno(), count, source_offset, target_offset)
+    """Return the bytes moved: none where there is no such call (outside Linux)."""
+    call: Callable[..., int] | None = getattr(os, "copy_file_range", None)
+    return call(source.fileno(), target.fileno(), count, source_offset, target_offset) if call else 0
 
 
 def _move_through_memory(source: BinaryIO, source_offset: int, target: BinaryIO, target_offset: int, count: int) -> int:

@@ -5,13 +5,16 @@ import sys
 import traceback
 from importlib import import_module
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from upcycle import __version__
 from upcycle.cli.options import HELP_OPTIONS
 from upcycle.errors import InputError, UpcycleError
+
+SCREEN = 80 * 24 - 60
+"""Characters of the longest message."""
 
 COMMANDS = {
     "plan": "upcycle.cli.convert",
@@ -95,5 +98,7 @@ def _notes(error: BaseException) -> list[str]:
     return [*getattr(error, "__notes__", []), *(getattr(cause, "__notes__", []) if cause is not error else [])]
 
 
-def _say(message: Any) -> None:
-    click.echo(f"upcycle: {message}", err=True)
+def _say(message: str) -> None:
+    """Print one line that a terminal shows as it is: what comes out of files is no command to it, and no novel."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"upcycle: {message}")
+    click.echo(text if len(text) <= SCREEN else f"{text[: SCREEN // 2]} ... {text[-SCREEN // 2 :]}", err=True)

@@ -163,4 +163,5 @@ def _check_json(files: Mapping[str, Path]) -> None:
             try:
                 json.loads(path.read_bytes())
             except (ValueError, RecursionError) as error:
-                raise InputError(f"not valid JSON ({error})", where=path) from None
+                reason = "nested too deeply" if isinstance(error, RecursionError) else ascii(str(error))[1:-1][:200]
+                raise InputError(f"not valid JSON ({reason})", where=path) from None

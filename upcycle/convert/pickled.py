@@ -8,7 +8,9 @@ import hashlib
 import json
 import shutil
 import tempfile
-from pathlib import Path
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from upcycle.checkpoint.header import check_name
@@ -19,6 +21,7 @@ from upcycle.checkpoint.reader import (
     INDEX_FILE,
     PICKLED_FILE,
     PICKLED_INDEX,
+    PICKLED_SUFFIXES,
     SINGLE_FILE,
     TOKENIZER_FILES,
     Directory,
@@ -26,11 +29,18 @@ from upcycle.checkpoint.reader import (
     present_files,
     read_weight_map,
 )
+from upcycle.checkpoint.writer import sync_directory, sync_file
 from upcycle.convert.ingest import cache_directory
 from upcycle.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
+
+
+MAX_SHARING = 4
+"""Times that the tensors of a file may be larger than it: of a model, embeddings and head may share a storage."""
+
+_SIDE_FILES = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES)
 
 
 def unpickled(directory: Path) -> Path:
@@ -40,42 +50,85 @@ def unpickled(directory: Path) -> Path:
     that holds more than tensors.
     """
     files = Directory(directory)
-    if files.has(SINGLE_FILE) or files.has(INDEX_FILE) or not (files.has(PICKLED_INDEX) or files.has(PICKLED_FILE)):
+    if files.has(SINGLE_FILE) or files.has(INDEX_FILE) or not _is_pickled(files):
         return directory
-    shards = _shards(files)
-    target = cache_directory() / "pickled" / f"{directory.resolve().name}-{_identity(shards)}"
+    index = _index(files)
+    names = sorted(set(index.values())) or [PICKLED_FILE]
+    check_present(files, names)
+    shards, beside = present_files(directory, tuple(names)), present_files(directory, _SIDE_FILES)
+    target = _place(directory.resolve(), [*shards, *beside])
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="unfinished-", dir=target.parent))
+        parent = cache_directory() / "pickled"
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix="unfinished-", dir=parent))
         try:
-            _convert(shards, scratch)
-            names = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES)
-            for path in present_files(directory, names):
+            _convert(shards, index, scratch)
+            for path in beside:
                 shutil.copyfile(path, scratch / path.name)
-            scratch.chmod(0o755)  # private until now, as mkdtemp makes it
-            scratch.replace(target)
+            _finish(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
-def _shards(files: Directory) -> list[Path]:
-    """The pickled files of a checkpoint, checked to be there and to lie in it."""
-    names = [PICKLED_FILE]
-    if files.has(PICKLED_INDEX):
-        names = sorted(set(read_weight_map(files, PICKLED_INDEX, ".bin").values()))
-        check_present(files, names)
-    return list(present_files(files.place, tuple(names)))
+def _is_pickled(files: Directory) -> bool:
+    """Whether there are pickled weights; raise CheckpointError for such as have names of other programs."""
+    others = [name for name in files.names() if PurePath(name).suffix in PICKLED_SUFFIXES]
+    if files.has(PICKLED_INDEX) or files.has(PICKLED_FILE) or not others:
+        return files.has(PICKLED_INDEX) or files.has(PICKLED_FILE)
+    raise CheckpointError(
+        "holds pickled weights under other names than are read",
+        where=files.place,
+        found=ascii(others[0])[:120],
+        expected=f"{PICKLED_FILE} or {PICKLED_INDEX}",
+    )
 
 
-def _identity(shards: list[Path]) -> str:
-    """Return twelve hexadecimal digits that change when a file does."""
-    beside = sorted(shards[0].parent.glob("*.json"))  # config and tokenizer are copied too
-    facts = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (*shards, *beside)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+def _index(files: Directory) -> dict[str, str]:
+    """Return tensor -> pickled file as the index has it; nothing where there is none."""
+    if not files.has(PICKLED_INDEX):
+        return {}
+    weight_map = read_weight_map(files, PICKLED_INDEX, ".bin")
+    if files.has(PICKLED_FILE) and set(weight_map.values()) != {PICKLED_FILE}:
+        raise CheckpointError(
+            f"both {PICKLED_FILE} and {PICKLED_INDEX} are there, and readers differ in which they load",
+            where=files.place,
+            hint="remove the one that is stale",
+        )
+    return weight_map
 
 
-def _convert(shards: list[Path], target: Path) -> None:
+def _place(real: Path, files: list[Path]) -> Path:
+    """Return the directory in the cache for `real`: another one whenever a file has changed.
+
+    It ends as `real` does, so that a receipt tells where the model came from. The time of the last change of a file's
+    entry counts as well: it is the one that no program sets back.
+    """
+    facts: list[Any] = [str(real)]
+    for path in files:
+        now = path.stat()
+        facts.append([path.name, now.st_size, now.st_mtime_ns, now.st_ctime_ns])
+    identity = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    kept = 3 if real.parent.name == "snapshots" else 1  # models--org--name/snapshots/REVISION
+    return cache_directory().joinpath("pickled", identity, *real.parts[-kept:])
+
+
+def _finish(scratch: Path, target: Path) -> None:
+    """Give a directory its name when all of it is on disk."""
+    scratch.chmod(0o755)  # private until now, as mkdtemp makes it
+    for path in scratch.iterdir():
+        with path.open("rb+") as file:
+            sync_file(file.fileno())
+    sync_directory(scratch)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.replace(target)
+    except OSError:
+        if not target.is_dir():  # else another process was faster
+            raise
+
+
+def _convert(shards: Sequence[Path], index: Mapping[str, str], target: Path) -> None:
     """Write every pickled file as a safetensors file, one at a time, and the index."""
     from safetensors.torch import save_file
 
@@ -83,37 +136,78 @@ def _convert(shards: list[Path], target: Path) -> None:
     for number, path in enumerate(shards, 1):
         name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = _read(path)
-        twice = sorted(tensors.keys() & weight_map.keys())
-        if twice:
-            raise CheckpointError(f"tensor {twice[0]!r} is in two shards", found=f"{weight_map[twice[0]]} and {name}")
+        strays = sorted(tensors.keys() ^ {key for key, file in index.items() if file == path.name}) if index else []
+        if strays:
+            raise CheckpointError(
+                f"the shard and {PICKLED_INDEX} do not name the same tensors", where=path, found=strays[0]
+            )
         weight_map.update(dict.fromkeys(tensors, name))
         # Tied weights share memory in a pickle, which safetensors does not express.
-        save_file({key: value.clone().contiguous() for key, value in tensors.items()}, target / name, {"format": "pt"})
+        save_file({key: x.detach().clone().contiguous() for key, x in tensors.items()}, target / name, {"format": "pt"})
         (target / name).chmod(0o644)
     if len(shards) > 1:
-        index = {"metadata": {}, "weight_map": weight_map}
-        (target / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        document = {"metadata": {}, "weight_map": weight_map}
+        (target / INDEX_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> "dict[str, Tensor]":
+    """Return the tensors of a pickled file, none of which is of a kind or a size that a checkpoint does not have."""
     import torch
 
     value = _load(path)
-    if not isinstance(value, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
-        raise CheckpointError("is not a dictionary of tensors", where=path)
+    if not isinstance(value, dict):
+        raise CheckpointError("is not a dictionary of tensors", where=path, found=type(value).__name__)
     for name, tensor in value.items():
-        check_name(str(name), path)
-        if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_quantized:
-            raise CheckpointError(f"tensor {name!r} is not a plain one", where=path, found=str(tensor.layout))
+        if not isinstance(name, str):
+            raise CheckpointError("is not a dictionary of tensors", where=path, found=f"a key {ascii(name)[:60]}")
+        check_name(name, path)
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise CheckpointError(f"{name!r} is not a tensor", where=path, found=kind, hint=_HINTS.get(kind))
+        _check_plain(name, tensor, path)
+    size, total = path.stat().st_size, sum(tensor.nbytes for tensor in value.values())
+    if total > MAX_SHARING * size:
+        raise CheckpointError(
+            "the tensors are far larger than the file", where=path, found=f"{total:,} bytes in {size:,}"
+        )
     return dict(value)
+
+
+_HINTS = {"dict": "a training checkpoint: save the state_dict of the model alone"}
+_HINTS["OrderedDict"] = _HINTS["dict"]
+
+
+def _check_plain(name: str, tensor: "Tensor", path: Path) -> None:
+    """A tensor of another layout, quantised or without data is no weight that could be copied."""
+    import torch
+
+    plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+    found = tensor.dtype if tensor.is_quantized else "a nested tensor" if tensor.is_nested else tensor.layout
+    if plain and tensor.device.type != "cpu":
+        plain, found = False, f"device {tensor.device}"
+    if plain and not (tensor.dtype.is_floating_point or tensor.dtype in _integers()):
+        plain, found = False, tensor.dtype
+    if not plain:
+        raise CheckpointError(f"tensor {name!r} is not a plain one", where=path, found=str(found))
+
+
+def _integers() -> "set[dtype]":
+    import torch
+
+    return {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 def _load(path: Path) -> Any:
     """Load a pickle as tensors; files of torch before 1.6, which cannot be mapped, are read whole."""
     import torch
 
+    zipped = _is_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        if zipped and _is_compressed(path):
+            raise CheckpointError("is compressed, which torch.save never does", where=path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except CheckpointError:
+        raise
     except Exception as error:  # pickle, zip and torch raise many kinds here
         reason = str(error).strip().splitlines()
         raise CheckpointError(
@@ -126,3 +220,9 @@ def _load(path: Path) -> Any:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a member is: a mapped file is read as if none were, and gives other numbers."""
+    with zipfile.ZipFile(path) as archive:
+        return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())

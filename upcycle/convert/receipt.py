@@ -5,6 +5,7 @@ The receipt holds no time and no path, so the same conversion gives the same byt
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Origin:
         real = directory.resolve()
         repository = real.parent.parent.name
         if real.parent.name != "snapshots" or not repository.startswith(_CACHE_PREFIX):
-            return Origin(real.name, None, {})
+            return Origin(_text(real.name), None, {})
         etags = {p.name: blob for p in sorted(real.glob("*.safetensors")) if (blob := hub_blob(p))}
         return Origin(repository.removeprefix(_CACHE_PREFIX).replace("--", "/", 1), real.name, etags)
 
@@ -60,7 +61,7 @@ def write_receipt(
     recipe = recorded(request)
     recipe["model"] = origin.name
     for name in ("tokenizer", "chat_template"):
-        recipe[name] = recipe[name] and Path(recipe[name]).name
+        recipe[name] = recipe[name] and _text(Path(recipe[name]).name)
     receipt = {
         "upcycle": FORMAT,
         "versions": _versions(bool(hashes)),
@@ -80,6 +81,11 @@ def write_receipt(
         "computed_sha256": dict(sorted(hashes.items())),
     }
     return json.dumps(receipt, indent=2).encode() + b"\n"
+
+
+def _text(name: str) -> str:
+    """A file's name as Unicode: in an ASCII locale, or where its bytes are no UTF-8, Python gives surrogates for it."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def read_receipt(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Carry:
     """A config field that the target has too; written even when absent, since the classes' defaults differ."""
 
     default: Any  # of the dense class
-    kind: str = "any"  # size, number, number or null, flag or any: what a value must be
+    kind: str = "any"  # size, number, number or null, flag, known activation or any: what a value is
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from upcycle.checkpoint.reader import Checkpoint
-from upcycle.errors import CheckpointError, RecipeError, UnsupportedError
+from upcycle.errors import CheckpointError, InputError, RecipeError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.family import Carry, Family, Keep, Only, Rule, Uniform
-from upcycle.families.table import ALREADY_MOE, DEFAULT_ROPE_THETA, FAMILIES
+from upcycle.families.table import ACTIVATIONS, ALREADY_MOE, DEFAULT_ROPE_THETA, FAMILIES
 
 MAX_SIZE = 2**31 - 1
 """Largest dimension that a config may claim."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights that are not quantised."""
+
+_MAX_PROBLEMS = 8  # told at once
+_QUANTISED_HOW = ("quant_method", "bits", "fmt", "load_in_4bit", "load_in_8bit")
+_DEQUANTISE = "dequantise it first, or take the model that it was made from"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def match(checkpoint: Checkpoint, ignored_fields: Sequence[str] = ()) -> Match:
     tensors. `ignored_fields` names config fields that the user declares to have no influence.
     """
     family = find_family(checkpoint.config)
+    _refuse_quantised(checkpoint)
     config = target_config(family, checkpoint.config, ignored_fields)
     matched = Match(family, config, _sizes(config))
     _check_tensors(matched, checkpoint)
@@ -53,19 +58,20 @@ def find_family(config: Mapping[str, Any]) -> Family:
     experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
     if experts:
         raise UnsupportedError(
-            "the model is a mixture of experts already", found=f"{experts[0]} = {config[experts[0]]}, {model_type}"
+            "the model is a mixture of experts already",
+            found=f"{experts[0]} = {_short(config[experts[0]])}, {_short(model_type)}",
         )
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise UnsupportedError(
             "no mixture of experts is known for this model",
-            found=f"model_type {model_type!r}",
+            found=f"model_type {_brief(model_type)}",
             expected=f"one of {', '.join(FAMILIES)}",
         )
     architectures = config.get("architectures")
     if architectures not in (None, [family.dense_class]):
         raise UnsupportedError(
-            "the checkpoint holds another kind of model", found=architectures, expected=family.dense_class
+            "the checkpoint holds another kind of model", found=_short(architectures), expected=family.dense_class
         )
     return family
 
@@ -85,8 +91,10 @@ def target_config(family: Family, config: Mapping[str, Any], ignored_fields: Seq
             raise RecipeError(f"--ignore-config {name}: the field {reason}", option="ignore_config")
     known = {*ruled, *ignored_fields}
     unknown = [name for name in config if name not in known]
-    problems += [f"{name} = {_brief(config[name])}: not known to have a counterpart" for name in unknown]
+    problems += [f"{_short(name)} = {_brief(config[name])}: not known to have a counterpart" for name in unknown]
     if problems:
+        if len(problems) > _MAX_PROBLEMS:
+            problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
         raise UnsupportedError(
             f"config.json says what {family.moe} cannot express: " + "; ".join(problems),
             hint="if a field has no influence, --ignore-config NAME leaves it out" if unknown else None,
@@ -127,6 +135,7 @@ def _kind_problem(name: str, value: Any, kind: str) -> str | None:
         "number": _is_number(value),
         "number or null": _is_number(value),
         "flag": type(value) is bool,
+        "known activation": value in ACTIVATIONS if isinstance(value, str) else False,
         "any": True,
     }[kind]
     return None if good else f"{name} = {_brief(value)}: expected a {kind}"
@@ -166,6 +175,22 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
+def _refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Say how a model is quantised that says so itself: clearer than its config or tensors one by one."""
+    for name in ("quantization_config", "compression_config"):
+        settings = checkpoint.config.get(name)
+        if settings is None:
+            continue
+        said = settings if isinstance(settings, dict) else {}
+        how = [f"{field} {_brief(said[field])}" for field in _QUANTISED_HOW if said.get(field)]
+        raise UnsupportedError(
+            "the model is quantised",
+            where=checkpoint.directory,
+            found=f"{name} with {', '.join(how)}" if how else f"{name} {_brief(settings)}",
+            hint=_DEQUANTISE,
+        )
+
+
 def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
     """Every expected tensor is there with its shape and a float dtype, and nothing else is."""
     tensors, family = checkpoint.tensors, matched.family
@@ -178,15 +203,19 @@ def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
         if spec is None:
             if row.tied_optional and tied:
                 continue
-            raise CheckpointError(f"tensor {name!r} is missing", where=checkpoint.directory)
+            raise _missing(name, checkpoint)
+        if spec.dtype not in FLOATS:
+            raise UnsupportedError(
+                f"tensor {name!r} is quantised",
+                where=spec.path,
+                found=spec.dtype,
+                expected=", ".join(FLOATS),
+                hint=_DEQUANTISE,
+            )
         shape = matched.shape(row.shape)
         if spec.shape != shape:
             raise CheckpointError(
                 f"tensor {name!r} does not match config.json", where=spec.path, found=spec.shape, expected=shape
-            )
-        if spec.dtype not in FLOATS:
-            raise UnsupportedError(
-                f"tensor {name!r} is quantised", where=spec.path, found=spec.dtype, expected=", ".join(FLOATS)
             )
     extra = [name for name in tensors if name not in expected]
     unknown = [name for name in extra if not any(re.fullmatch(known, name) for known in family.ignored_tensors)]
@@ -194,8 +223,23 @@ def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
         raise UnsupportedError(
             f"{len(unknown)} tensors have no place in {family.moe}",
             where=checkpoint.directory,
-            found=", ".join(unknown[:4]),
+            found=", ".join(name[:120] for name in unknown[:4]),
         )
+
+
+def _missing(name: str, checkpoint: Checkpoint) -> InputError:
+    """The error for an absent tensor: GPTQ, AWQ and others store a weight in parts of other names."""
+    stem = name.removesuffix("weight")
+    parts = [spec for part, spec in checkpoint.tensors.items() if part.startswith(stem)]
+    if all(spec.dtype in FLOATS for spec in parts):
+        hint = "config.json says tie_word_embeddings = false" if name == "lm_head.weight" else None
+        return CheckpointError(f"tensor {name!r} is missing", where=checkpoint.directory, hint=hint)
+    return UnsupportedError(
+        f"tensor {name!r} is quantised",
+        where=parts[0].path,
+        found=", ".join(f"{spec.name.removeprefix(stem)[:40]} in {spec.dtype}" for spec in parts[:4]),
+        hint=_DEQUANTISE,
+    )
 
 
 def _check_layers(expected: int, checkpoint: Checkpoint) -> None:
@@ -213,3 +257,9 @@ def _check_layers(expected: int, checkpoint: Checkpoint) -> None:
 
 def _brief(value: Any) -> str:
     return ascii(value)[:60]
+
+
+def _short(value: Any) -> Any:
+    """The value itself where a message can hold it."""
+    text = str(value)
+    return value if len(text) <= 60 and text.isprintable() else _brief(value)

@@ -9,6 +9,22 @@ from typing import Any
 
 from upcycle.errors import UnsupportedError
 
+TYPES: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""rope_type -> the settings it cannot do without (transformers, modeling_rope_utils.py)."""
+
+_LISTS = ("short_factor", "long_factor")
+_NUMBERS = (
+    "factor", "attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor", "mscale",
+    "mscale_all_dim", "original_max_position_embeddings",
+)  # fmt: skip
+
 FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings")
 """The config fields that this module accounts for."""
 
@@ -29,13 +45,44 @@ def rope_fields(config: Mapping[str, Any], default_theta: float) -> dict[str, An
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
         raise UnsupportedError("config.json: rope_theta is not a positive number", found=repr(theta)[:60])
     _refuse_partial(chosen, config)
-    return _in_all_dialects(chosen, theta, config.get("original_max_position_embeddings"))
+    _check_settings(chosen)
+    original = config.get("original_max_position_embeddings")
+    _check_settings({"rope_type": "default", "original_max_position_embeddings": original})
+    return _in_all_dialects(chosen, theta, original)
 
 
 def _refuse_partial(chosen: dict[str, Any], config: Mapping[str, Any]) -> None:
     factor = _first(chosen.pop("partial_rotary_factor", None), config.get("partial_rotary_factor"))
     if factor not in (None, 1, 1.0):
-        raise UnsupportedError("config.json: partial_rotary_factor is not 1, which the target ignores", found=factor)
+        raise UnsupportedError(
+            "config.json: partial_rotary_factor is not 1, which the target ignores", found=_brief(factor)
+        )
+
+
+def _check_settings(chosen: Mapping[str, Any]) -> None:
+    """Settings that no reader could use are refused here, not by each reader in its own way."""
+    kind = chosen["rope_type"]
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise UnsupportedError(
+            "config.json: unknown rope_type", found=_brief(kind), expected=f"one of {', '.join(TYPES)}"
+        )
+    missing = [name for name in TYPES[kind] if chosen.get(name) is None]
+    if missing:
+        raise UnsupportedError(f"config.json: rope settings of type {kind} lack {', '.join(missing)}")
+    for name in (*_NUMBERS, *_LISTS):
+        value = chosen.get(name)
+        numbers = value if name in _LISTS and isinstance(value, list) else [value]
+        if value is not None and not all(_is_number(number) for number in numbers):
+            raise UnsupportedError(f"config.json: {name} of the rope settings is not a number", found=_brief(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _brief(value: Any) -> Any:
+    """A number as it is, anything else cut to what a message can hold."""
+    return value if isinstance(value, int | float) else ascii(value)[:60]
 
 
 def _first(*values: Any) -> Any:

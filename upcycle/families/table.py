@@ -84,7 +84,7 @@ COMMON_FIELDS: Mapping[str, Rule] = {
     "hidden_size": Carry(4096, "size"),
     "num_hidden_layers": Carry(32, "size"),
     "num_attention_heads": Carry(32, "size"),
-    "hidden_act": Carry("silu"),
+    "hidden_act": Carry("silu", "known activation"),
     "initializer_range": Carry(0.02, "number"),
     "rms_norm_eps": Carry(1e-6, "number"),
     "attention_dropout": Carry(0.0, "number or null"),
@@ -164,6 +164,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     }
 )
 """By the dense model's `model_type`."""
+
+ACTIVATIONS = (
+    "silu", "swish", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "relu6", "leaky_relu", "hardswish", "laplace", "linear", "mish",
+    "sigmoid", "sqrtsoftplus", "tanh",
+)  # fmt: skip
+"""Of transformers (activations.py), those without parameters of their own."""
 
 DEFAULT_ROPE_THETA = 10_000.0
 """Of LlamaConfig and MistralConfig; Mixtral's own default is 1e6."""

@@ -8,8 +8,8 @@ that the next shards are copied meanwhile.
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
 
@@ -66,7 +66,7 @@ def execute(shards: Sequence[Shard], staging: Staging, *, workers: int, finite: 
                     advance(shard.size)
                 else:
                     jobs.update(dict.fromkeys(_submit(shard, staging.path, pool, guarded_advance), shard))
-            _collect(jobs, staging)
+            _collect(jobs, staging, stop)
         except BaseException:  # Ctrl-C too: the pool must not go on writing
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -154,12 +154,23 @@ def _submit_checks(shards: Sequence[Shard], pool: ThreadPoolExecutor, stop: Even
     return [pool.submit(check, spec) for spec in distinct(reads(w.source) for s in shards for w in s.writes)]
 
 
-def _collect(jobs: Mapping[Future[Hashes], Shard | None], staging: Staging) -> None:
-    """Sync and record every shard when its last job is done, while the workers go on with the next ones."""
+def _collect(jobs: Mapping[Future[Hashes], Shard | None], staging: Staging, stop: Event) -> None:
+    """Sync and record every shard when its last job is done, while the workers go on with the next ones.
+
+    When the disk fails a worker, the others stop, and shards that were finished meanwhile are still recorded.
+    """
     left = Counter(shard.name for shard in jobs.values() if shard)
     hashes: dict[str, Hashes] = {name: {} for name in left}
+    failure: OSError | None = None
     for job in as_completed(jobs):
-        found, shard = job.result(), jobs[job]
+        try:
+            found, shard = job.result(), jobs[job]
+        except (CancelledError, _StoppedError):
+            continue
+        except OSError as error:
+            failure = failure or error
+            _halt(jobs, stop)
+            continue
         if shard is None:  # a check
             continue
         name = shard.name
@@ -169,6 +180,15 @@ def _collect(jobs: Mapping[Future[Hashes], Shard | None], staging: Staging) -> N
             with (staging.path / name).open("rb+") as file:
                 sync_file(file.fileno())
             staging.record(name, hashes.pop(name))
+    if failure:
+        raise failure
+
+
+def _halt(jobs: Iterable[Future[Hashes]], stop: Event) -> None:
+    """Let no job begin, and those that run end at their next step."""
+    stop.set()
+    for job in jobs:
+        job.cancel()
 
 
 def _copy(copies: list[tuple[TensorSpec, int]], path: Path, advance: Advance) -> Hashes:
