@@ -117,6 +117,19 @@ def test_golden_ties() -> None:
     assert cast(values, "BF16") == np.array([0x3F80, 0x3F82, 0xBF80], "<u2").tobytes()
 
 
+def test_bfloat16_of_float64_is_rounded_once() -> None:
+    # 1 + 2^-8 + 2^-40 lies above the tie between 1 and 1 + 2^-7; as a float32 it would be the tie, and go to 1
+    values = np.array([1 + 2**-8 + 2**-40, 1 + 2**-8, -1 - 2**-8 - 2**-40, 3.0, np.pi], np.float64)
+    assert cast(values, "BF16") == np.array([0x3F81, 0x3F80, 0xBF81, 0x4040, 0x4049], "<u2").tobytes()
+
+
+def test_overflow_beside_a_nan_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        cast(np.array([np.nan, 1e30], np.float32), "F16")
+    assert caught.value.found == "a value of 1e+30"
+    assert np.isnan(np.frombuffer(cast(np.array([np.nan, 1], np.float32), "F16"), "<f2")[0])
+
+
 @pytest.mark.parametrize(
     ("dtype", "largest", "found"),
     [
@@ -132,7 +145,7 @@ def test_overflow_is_refused(dtype: str, largest: float, found: str, sign: int) 
         cast(bad, dtype)
     error = caught.value
     assert (error.what, error.found, error.hint) == (
-        f"tensor 'x' does not fit {dtype}", found, "--dtype bf16 has the range of float32",
+        f"tensor 'x' does not fit {dtype}", found, "--dtype bf16 has the range of float32" if dtype == "F16" else None,
     )  # fmt: skip
     good = np.array([1, np.nextafter(bad[1], np.float32(0))], np.float32)
     assert np.isfinite(torch.frombuffer(bytearray(cast(good, dtype)), dtype=TORCH[dtype]).float().numpy()).all()

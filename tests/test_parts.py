@@ -1,6 +1,7 @@
 """One conversion by several processes: each writes its part, whoever is last puts the output in place."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.place import staging_path
 from upcycle.errors import InputError, RecipeError, StagingError
 from upcycle.pipeline.stages import convert, plan
+from upcycle.plan import execute
 from upcycle.plan.execute import share
 from upcycle.recipe import Convert, Plan
 
@@ -156,6 +158,90 @@ def test_a_refusal_leaves_the_other_parts_alone(tiny: Path, out: Path, whole: di
         write_part(tiny, out, "2/2", tokenizer=str(out.parent))
     assert write_part(tiny, out, "2/2") == ()
     assert contents(out) == whole
+
+
+def test_shards_of_a_model_that_changed_are_not_kept(
+    tiny: Path, copy_of: Any, out: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are exchanged for others while part 1 is written, and put back before it runs again."""
+    model = copy_of(tiny)
+    weights, aside = model / "model.safetensors", model.parent / "aside.safetensors"
+    other = bytearray(weights.read_bytes())
+    other[-5000:] = bytes(5000)
+    real = execute.copy_range
+
+    def exchanged(*args: Any) -> None:
+        if not aside.exists():
+            weights.rename(aside)
+            weights.write_bytes(other)
+        real(*args)
+
+    monkeypatch.setattr(execute, "copy_range", exchanged)
+    with pytest.raises(InputError, match="the model changed while it was converted"):
+        write_part(model, out, "1/2", workers=1)
+    monkeypatch.undo()
+    aside.replace(weights)
+    write_part(model, out, "1/2")
+    write_part(model, out, "2/2")
+    assert {name: data for name, data in contents(out).items() if name != "upcycle.json"} == {
+        name: data for name, data in whole.items() if name != "upcycle.json"
+    }
+
+
+def test_what_helps_is_said(tiny: Path, copy_of: Any, out: Path) -> None:
+    model = copy_of(tiny)
+    write_part(model, out, "1/2")
+    for part, hint in (("1/3", f"go on with --part I/2, or remove {staging_path(out)} to start again"),):
+        with pytest.raises(InputError) as caught:
+            write_part(model, out, part, overwrite=True)
+        assert caught.value.hint == hint
+    os.utime(model / "model.safetensors")
+    with pytest.raises(InputError) as caught:
+        write_part(model, out, "2/2")
+    assert caught.value.hint == (
+        f"a copy of the model needs its time stamps too (cp -p, rsync -t), or remove {staging_path(out)}"
+    )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_part_that_runs_again_when_all_is_done(
+    tiny: Path, out: Path, whole: dict[str, bytes], overwrite: bool
+) -> None:
+    for index in (1, 2):
+        write_part(tiny, out, f"{index}/2")
+    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert write_part(tiny, out, "1/2", overwrite=overwrite) == ()
+    assert contents(out) == whole
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_resume_of_what_is_complete_is_done(tiny: Path, out: Path, whole: dict[str, bytes]) -> None:
+    run_convert(tiny, out, **SHARDS)
+    run_convert(tiny, out, resume=True, **SHARDS)
+    assert contents(out) == whole
+    shard = next(out.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(InputError, match="OUT is not empty"):
+        run_convert(tiny, out, resume=True, **SHARDS)
+
+
+@pytest.mark.parametrize("kind", ["link to a directory", "link inside", "file"])
+def test_a_staging_directory_that_is_none(tiny: Path, out: Path, tmp_path: Path, kind: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("")
+    if kind == "link to a directory":
+        staging_path(out).symlink_to(elsewhere)
+    elif kind == "link inside":
+        staging_path(out).mkdir()
+        (staging_path(out) / "state.jsonl").symlink_to(elsewhere / "precious")
+    else:
+        staging_path(out).write_text("precious")
+    with pytest.raises(InputError, match=r"is in the way and is no directory|holds symbolic links"):
+        run_convert(tiny, out, **SHARDS)
+    assert not out.exists()
+    assert (elsewhere / "precious").read_text() == ""
 
 
 def test_an_abandoned_part_is_cleared_by_overwrite(tiny: Path, out: Path, whole: dict[str, bytes]) -> None:

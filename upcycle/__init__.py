@@ -6,6 +6,7 @@
     assert run(Verify(dense="SmolLM2-135M", moe="moe")).passed
 
 A command is a request, a dataclass of `upcycle.recipe` with the options of the command line, and `run` carries it out.
+It raises InputError where the command line would exit with 2, UpcycleError where with 1.
 What that needs is imported when it is first used.
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from upcycle.errors import InputError, UpcycleError
     from upcycle.pipeline.stages import run
     from upcycle.recipe import Convert, Generate, Plan, Verify
 
@@ -23,11 +25,13 @@ _API = {
     "run": "upcycle.pipeline.stages",
     "Convert": "upcycle.recipe",
     "Generate": "upcycle.recipe",
+    "InputError": "upcycle.errors",
+    "UpcycleError": "upcycle.errors",
     "Plan": "upcycle.recipe",
     "Verify": "upcycle.recipe",
 }
 
-__all__ = ["Convert", "Generate", "Plan", "Verify", "__version__", "run"]
+__all__ = ["Convert", "Generate", "InputError", "Plan", "UpcycleError", "Verify", "__version__", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,6 +56,18 @@ def options_of(request: type[Any]) -> dict[str, Option]:
     return {item.name: _option(item, hints[item.name]) for item in fields(request)}
 
 
+def wrong_kind(request: Any) -> Option | None:
+    """Return the first option of a request whose value is of another kind, which only Python programs can give."""
+    for option in options_of(type(request)).values():
+        value = getattr(request, option.name)
+        values = value if option.many and isinstance(value, tuple) else (value,)
+        accepted = (int, float) if option.kind is float else option.kind
+        good = all(isinstance(one, accepted) and (option.kind is bool or type(one) is not bool) for one in values)
+        if not (good or (value is None and option.nullable)):
+            return option
+    return None
+
+
 def _option(item: Field[Any], hint: Any) -> Option:
     nullable = get_origin(hint) in (Union, types.UnionType)
     if nullable:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from upcycle.errors import RecipeError
-from upcycle.option import argument, option, options_of
+from upcycle.option import argument, option, options_of, wrong_kind
 
 Dtype = Literal["keep", "f32", "f16", "bf16"]
 RunDtype = Literal["auto", "f32", "f16", "bf16"]
@@ -59,6 +59,7 @@ class Conversion:
 
     def __post_init__(self) -> None:
         """Raise RecipeError for values that no conversion can have."""
+        _check_kinds(self)
         _require(1 <= self.experts <= MAX_EXPERTS, "experts", self.experts, f"1 to {MAX_EXPERTS}")
         _require(1 <= self.top_k <= self.experts, "top_k", self.top_k, f"1 to the {self.experts} experts")
         _require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number, 0 or more")
@@ -129,6 +130,7 @@ class Verify:
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a number of tokens that cannot be run."""
+        _check_kinds(self)
         _require(2 <= self.tokens <= 10**6, "tokens", self.tokens, "2 to a million")
 
 
@@ -147,6 +149,7 @@ class Generate:
 
     def __post_init__(self) -> None:
         """Raise RecipeError for lengths and temperatures that make no sense."""
+        _check_kinds(self)
         _require(1 <= self.max_new_tokens <= 10**6, "max_new_tokens", self.max_new_tokens, "1 to a million")
         usable = self.temperature == 0 or 1e-3 <= self.temperature <= 1e3
         _require(usable, "temperature", self.temperature, "0, or 0.001 to 1000")
@@ -158,6 +161,13 @@ def recorded(request: Conversion) -> dict[str, Any]:
     values = asdict(request)
     names = [option.name for option in options_of(type(request)).values() if option.recorded]
     return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}
+
+
+def _check_kinds(request: Any) -> None:
+    wrong = wrong_kind(request)
+    if wrong:
+        found = repr(getattr(request, wrong.name))[:60]
+        raise RecipeError(f"{wrong.name} is of the wrong kind", found=found, expected=wrong.words, option=wrong.name)
 
 
 def _require(good: bool, name: str, found: object, expected: str) -> None:

@@ -44,16 +44,18 @@ def take(path: Path, *, create: bool = True, patience: float = 0.0, what: str = 
     while True:
         file = path.open("ab" if create else "r+b")
         try:
-            while not _try_lock(file):
-                if time.monotonic() >= end:
-                    raise StagingError(f"{path.parent}: another upcycle process is writing {what}")
-                time.sleep(_STEP)
-            if _is_file_at(file, path):
+            locked = _try_lock(file)
+            there = _is_file_at(file, path)
+            if locked and there:
                 return Lock(file)
+            if there and time.monotonic() >= end:
+                raise StagingError(f"{path.parent}: another upcycle process is writing {what}")
         except BaseException:
             file.close()
             raise
         file.close()
+        if there:  # else it was removed or replaced meanwhile: look again at once
+            time.sleep(_STEP)
 
 
 def _is_file_at(file: BinaryIO, path: Path) -> bool:

@@ -31,6 +31,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "spiece.model",
 )
+MAX_SIDE_BYTES = 100_000_000
+"""Of a file beside the weights, which is read whole; the largest tokenizers take a third of it."""
 CHAT_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 GENERATION_FILE = "generation_config.json"
 
@@ -110,7 +112,12 @@ def open_checkpoint(where: Path | Files) -> Checkpoint:
 
 def present_files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
     """Return those of `names` that exist in `directory`, each checked to lie inside it (or in the Hub cache)."""
-    return tuple(_inside(directory, name) for name in names if os.path.lexists(directory / name))
+    paths = tuple(_inside(directory, name) for name in names if os.path.lexists(directory / name))
+    for path in paths:
+        if path.suffix not in PICKLED_SUFFIXES and path.stat().st_size > MAX_SIDE_BYTES:
+            size = path.stat().st_size
+            raise CheckpointError("file too large", where=path, found=f"{size} bytes", expected="at most 100 MB")
+    return paths
 
 
 def _read_shards(files: Files) -> dict[str, Header]:
@@ -140,10 +147,19 @@ def _read_indexed(files: Files) -> dict[str, Header]:
             hint="remove the one that is stale",
         )
     check_present(files, names)
-    headers = {name: files.header(name) for name in names}
-    _refuse_duplicates(headers, files.place)
-    _check_index(weight_map, headers, path)
+    headers: dict[str, Header] = {}
+    placed = _by_shard(weight_map)
+    for name in names:  # checked one by one: no more is held than the index says there is
+        headers[name] = files.header(name)
+        _check_index(name, headers[name], placed[name], weight_map, path)
     return headers
+
+
+def _by_shard(weight_map: Mapping[str, str]) -> dict[str, set[str]]:
+    placed: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
+        placed.setdefault(name, set()).add(tensor)
+    return placed
 
 
 def check_present(files: Files, names: list[str]) -> None:
@@ -183,32 +199,22 @@ def is_plain_name(name: str) -> bool:
     return not set(name) & set('<>:"|?*') and name[-1] not in " ." and stem not in _WINDOWS_DEVICES
 
 
-def _check_index(weight_map: Mapping[str, str], headers: Mapping[str, Header], path: Path) -> None:
-    for shard, header in headers.items():
-        indexed = {tensor for tensor, name in weight_map.items() if name == shard}
-        absent = sorted(indexed - header.tensors.keys())
-        if absent:
-            raise CheckpointError(
-                "the index names tensors that the shard lacks", where=path, found=shard, expected=_some(absent)
-            )
-        extra = sorted(header.tensors.keys() - indexed)
-        if extra:
-            raise CheckpointError(
-                "a shard holds tensors that the index does not place there",
-                where=path,
-                found=f"{_some(extra)} in {shard}",
-            )
-
-
-def _refuse_duplicates(headers: Mapping[str, Header], where: Path) -> None:
-    seen: dict[str, str] = {}
-    for shard, header in headers.items():
-        for name in header.tensors:
-            if name in seen:
-                raise CheckpointError(
-                    f"tensor {name!r} is in two shards", where=where, found=f"{seen[name]} and {shard}"
-                )
-            seen[name] = shard
+def _check_index(shard: str, header: Header, indexed: set[str], weight_map: Mapping[str, str], path: Path) -> None:
+    """A shard holds what the index places there, and so no two shards hold the same."""
+    absent = sorted(indexed - header.tensors.keys())
+    if absent:
+        raise CheckpointError(
+            "the index names tensors that the shard lacks", where=path, found=shard, expected=_some(absent)
+        )
+    extra = sorted(header.tensors.keys() - indexed)
+    twice = next((name for name in extra if name in weight_map), None)
+    if twice is not None:
+        both = " and ".join(sorted((shard, weight_map[twice])))
+        raise CheckpointError(f"tensor {twice!r} is in two shards", where=path.parent, found=both)
+    if extra:
+        raise CheckpointError(
+            "a shard holds tensors that the index does not place there", where=path, found=f"{_some(extra)} in {shard}"
+        )
 
 
 def _inside(directory: Path, name: str) -> Path:

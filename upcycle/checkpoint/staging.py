@@ -6,10 +6,11 @@ name. The journals go only after that, `state.jsonl` last: a staging directory w
 replaced.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Staging:
         if os.name == "nt":  # Windows renames no directory in which a file is open
             self.release()
         if self.out.exists() and any(self.out.iterdir()):
-            exchange(self.path, self.out)
+            _exchange(self.path, self.out)
         else:
             put(self.path, self.out)
         _clean_up(self.out)
@@ -75,12 +76,48 @@ class Staging:
             held.release()
 
 
+def _exchange(staged: Path, out: Path) -> None:
+    try:
+        exchange(staged, out)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # a directory in the lower layer of an overlay, as containers have them
+            raise
+        raise StagingError(
+            f"{out}: this file system cannot rename the directory; what is finished is kept in {staged}: "
+            "move OUT away yourself, and --resume puts the new one in its place"
+        ) from error
+
+
 def finish_commit(out: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether `out` is complete, made by the same work and cut off after the rename; if so, remove what that left."""
     if not (out / STATE_FILE).is_file() or journal.read_fingerprint(out) != fingerprint:
         return False
-    _clean_up(out)
+    try:
+        with _tidied(out):
+            _clean_up(out)
+    except OSError as error:
+        raise _in_place(out, error) from error
     return True
+
+
+def sweep(out: Path) -> None:
+    """Remove a staging directory in which nothing has been written, unless somebody is about to."""
+    staging = Staging(out, staging_path(out), Part(0, 0))  # no part of its own: all locks count
+    if staging.path.is_dir() and not staging.path.is_symlink() and not _holds_work(staging.path):
+        _abandon(staging)
+
+
+@contextmanager
+def _tidied(out: Path) -> Iterator[None]:
+    """Wait while another process tidies up after its rename, and hold what it left, if it was killed in that."""
+    held = None
+    with suppress(FileNotFoundError):
+        held = lock.take(out / LOCK_FILE, create=False, patience=lock.PATIENCE)
+    try:
+        yield
+    finally:
+        if held:
+            held.release()
 
 
 @contextmanager
@@ -98,9 +135,10 @@ def open_staging(
     alone, new, opened = part.count == 1, False, False
     out.parent.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(staging)
-    staging.path.mkdir(exist_ok=True)
+    with _tidied(out):
+        staging.path.mkdir(exist_ok=True)
     try:
-        with _released(lock.take(staging.path / LOCK_FILE, patience=lock.PATIENCE)):
+        with _tidied(out), _released(lock.take(staging.path / LOCK_FILE, patience=lock.PATIENCE)):
             new = not (staging.path / part.lock).exists()
             staging.locks.append(lock.take(staging.path / part.lock, what=part.words))
             _begin(staging, fingerprint, resume=resume or not alone, overwrite=overwrite and alone)
@@ -143,8 +181,19 @@ def _begin(staging: Staging, fingerprint: Mapping[str, Any], *, resume: bool, ov
             where=path,
             found=_difference(begun, fingerprint) or None,
             expected=_difference(fingerprint, begun) or None,
-            hint="--overwrite without --resume starts again",
+            hint=_way_out(staging, begun, fingerprint),
         )
+
+
+def _way_out(staging: Staging, begun: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
+    """What helps against other work in the staging directory; a part never sweeps away what others wrote."""
+    differing = {name for name in begun.keys() | fingerprint.keys() if begun.get(name) != fingerprint.get(name)}
+    if staging.part.count == 1:
+        return "--overwrite without --resume starts again"
+    if all(name.startswith("mtime of") for name in differing):
+        return f"a copy of the model needs its time stamps too (cp -p, rsync -t), or remove {staging.path}"
+    others = f"go on with --part I/{begun.get('parts')}, or " if differing == {"parts"} else ""
+    return f"{others}remove {staging.path} to start again"
 
 
 @contextmanager
@@ -165,10 +214,12 @@ def _clean_up(out: Path) -> None:
         _remove_bookkeeping(out)
         sync_directory(out)
     except OSError as error:
-        left = "; --resume removes what is left over" if (out / STATE_FILE).exists() else ""
-        raise StagingError(
-            f"{out}: is complete and in place, but the disk failed afterwards ({error.strerror}){left}"
-        ) from error
+        raise _in_place(out, error) from error
+
+
+def _in_place(out: Path, error: OSError) -> StagingError:
+    left = "; --resume removes what is left over" if (out / STATE_FILE).exists() else ""
+    return StagingError(f"{out}: is complete and in place, but the disk failed afterwards ({error.strerror}){left}")
 
 
 def _remove_bookkeeping(directory: Path) -> None:
@@ -182,15 +233,19 @@ def _remove_bookkeeping(directory: Path) -> None:
 
 def _remove(path: Path) -> None:
     for entry in sorted(path.iterdir(), key=lambda entry: entry.name == STATE_FILE):
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
     path.rmdir()
 
 
 def _abandon(staging: Staging) -> None:
     """Remove the directory, unless the disk or another part is against it; what led here is told in any case."""
-    with suppress(OSError, StagingError):
+    with suppress(OSError, StagingError), ExitStack() as held:
+        with suppress(OSError):  # a disk that fails here too has no other parts that get on
+            held.enter_context(_released(lock.take(staging.path / LOCK_FILE, create=False, patience=lock.PATIENCE)))
         _refuse_others(staging)
-        staging.release()  # Windows removes no open file
+        staging.release()
+        if os.name == "nt":  # Windows removes no open file
+            held.close()
         _remove(staging.path)
 
 
@@ -215,6 +270,14 @@ def _holds_work(path: Path) -> bool:
 
 
 def _refuse_foreign(staging: Staging) -> None:
+    path = staging.path
+    if path.is_symlink() or (path.exists() and not path.is_dir()) or os.path.ismount(path):
+        raise InputError(
+            "is in the way and is no directory of its own", where=path, hint="move it away or choose another OUT"
+        )
+    links = sorted(entry.name for entry in path.iterdir() if entry.is_symlink()) if path.exists() else []
+    if links:
+        raise InputError("holds symbolic links, which no conversion makes", where=path, found=ascii(links[0])[1:-1])
     if _holds_work(staging.path) and not (staging.path / STATE_FILE).exists() and not _is_replaced_output(staging.out):
         raise InputError(
             "is in the way and is no unfinished conversion",

@@ -1,5 +1,7 @@
 """`upcycle plan` and `upcycle convert`."""
 
+import click
+
 from upcycle import recipe
 from upcycle.cli.options import command, json_option
 from upcycle.cli.progress import progress_bar
@@ -26,9 +28,10 @@ def convert(request: recipe.Convert, as_json: bool) -> None:
     with progress_bar("writing") as start:
         drafted = stages.convert(request, start)
     if as_json:
-        print_json({**drafted.account.as_json(), "left": list(drafted.left)})
+        print_json({"out": request.out, "left": list(drafted.left), **drafted.account.as_json()})
     elif request.dry_run:
         print_account(drafted.account)
+        click.echo(f"nothing was written; {request.out} can be")
     else:
         print_written(request, drafted)
     warn(drafted.warning)

@@ -1,5 +1,6 @@
 """The `upcycle` group, loaded command by command so that `--help` is instant, and the exit codes."""
 
+import logging
 import signal
 import sys
 import traceback
@@ -64,6 +65,10 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv[1:]
     sys.argv[1:] = ["--debug"] * debug + [word for word in sys.argv[1:] if word != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
+    logger, handler = logging.getLogger("upcycle"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("upcycle: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         sys.exit(group.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as exit_:
@@ -100,5 +105,7 @@ def _notes(error: BaseException) -> list[str]:
 
 def _say(message: str) -> None:
     """Print one line that a terminal shows as it is: what comes out of files is no command to it, and no novel."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"upcycle: {message}")
+    from upcycle.cli.tables import printable
+
+    text = printable(f"upcycle: {message}")
     click.echo(text if len(text) <= SCREEN else f"{text[: SCREEN // 2]} ... {text[-SCREEN // 2 :]}", err=True)

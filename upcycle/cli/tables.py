@@ -33,6 +33,11 @@ def warn(message: str | None) -> None:
         click.echo(f"upcycle: warning: {message}", err=True)
 
 
+def printable(text: str) -> str:
+    """Return `text` as a terminal shows it: what comes out of files is no command to it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def size(nbytes: float) -> str:
     """Return bytes in decimal units, three digits: `93.4 GB`."""
     units = ["B", "kB", "MB", "GB", "TB"]
@@ -77,9 +82,10 @@ def print_written(request: Convert, drafted: "Draft") -> None:
     if left == account.files:
         click.echo(f"{request.out}: nothing is left for part {request.part} of {files}; --max-shard-size makes more")
     elif left:
+        theirs = sum(shard.size for shard in drafted.plan.shards if shard.name in drafted.left)
         click.echo(
-            f"{request.out}: part {request.part} is written; {left} of {files} left to other parts, "
-            "and the last to finish puts it in place"
+            f"{request.out}: part {request.part} is written; {left} of {files}, {size(theirs)} of "
+            f"{size(account.disk)}, left to other parts, and the last to finish puts it in place"
         )
     else:
         click.echo(
@@ -90,5 +96,5 @@ def print_written(request: Convert, drafted: "Draft") -> None:
 def print_report(report: "Report") -> None:
     """Print a verification: a line per check, and the verdict."""
     for line in report.lines:
-        click.echo(f"{line.verdict:<6}{line.name:<19}{line.text}")
+        click.echo(f"{line.verdict:<6}{line.name:<19}{printable(line.text)}")
     click.echo("verified" if report.passed else "NOT VERIFIED")

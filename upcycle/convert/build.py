@@ -88,7 +88,9 @@ def _row_writes(row: TensorRow, layer: int, matched: Match, checkpoint: Checkpoi
     if row.source is None:
         name = row.target.format(layer=layer)
         shape = (request.experts, matched.sizes["D"])
-        return [Write(name, _router_dtype(checkpoint, request), shape, row.role, initial_router(name, request))]
+        return [
+            Write(name, _router_dtype(matched, checkpoint, request), shape, row.role, initial_router(name, request))
+        ]
     spec = checkpoint.tensors.get(row.source.format(layer=layer))
     if spec is None:  # the head of a model with tied embeddings
         return []
@@ -103,9 +105,11 @@ def _source(row: TensorRow, spec: TensorSpec, target: str, request: Conversion) 
     return METHODS[request.method](spec, target, request) if row.per_expert else Copy(spec)
 
 
-def _router_dtype(checkpoint: Checkpoint, request: Conversion) -> str:
-    """The dtype asked for, else that of most of the dense weights' bytes."""
-    return DTYPES.get(request.dtype) or _main_dtype(list(checkpoint.tensors.values()))
+def _router_dtype(matched: Match, checkpoint: Checkpoint, request: Conversion) -> str:
+    """The dtype asked for, else that of most of the bytes that are carried over."""
+    used = [name for _, name in matched.family.source_rows(matched.sizes["L"])]
+    tensors = [checkpoint.tensors[name] for name in used if name in checkpoint.tensors]
+    return DTYPES.get(request.dtype) or _main_dtype(tensors)
 
 
 def _main_dtype(tensors: list[TensorSpec] | list[Write]) -> str:

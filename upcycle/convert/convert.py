@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from upcycle.checkpoint.header import read_header
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.place import RECEIPT_FILE, check_out, staging_path
 from upcycle.checkpoint.reader import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint, hub_blob, open_checkpoint
-from upcycle.checkpoint.staging import Staging, finish_commit, open_staging
+from upcycle.checkpoint.staging import Staging, finish_commit, open_staging, sweep
+from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import write_durably
 from upcycle.convert.account import Account, account
 from upcycle.convert.build import build_plan
-from upcycle.convert.receipt import Origin, write_receipt
+from upcycle.convert.receipt import Origin, read_receipt, write_receipt
 from upcycle.convert.routers import router_warning
-from upcycle.errors import CheckpointError, StagingError, UpcycleError
+from upcycle.errors import CheckpointError, InputError, StagingError, UpcycleError
 from upcycle.plan.execute import Advance, check_space, execute, is_done, share
 from upcycle.plan.plan import Plan, source_files
 from upcycle.plan.sources import reads
@@ -46,7 +48,7 @@ def rehearse(directory: Path, request: Convert) -> Draft:
     """Make every check of a conversion that needs no writing, and return its draft."""
     drafted = draft(open_checkpoint(directory), request)
     if not request.resume and request.part is None:
-        check_out(Path(request.out).expanduser(), _sources(directory, request), overwrite=request.overwrite)
+        check_out(_out(request), _sources(directory, request), overwrite=request.overwrite)
     if request.check_finite:
         from upcycle.plan.finite import check_finite, distinct  # NumPy is met only where values are looked at
 
@@ -63,29 +65,28 @@ def convert(directory: Path, request: Convert, start: Callable[[int], Advance]) 
     before a byte is written, StagingError when the disk fails; an interrupted conversion stays in `OUT.partial` for
     `resume`.
     """
-    out = Path(request.out).expanduser()
+    out = _out(request)
     part = Part(*request.share())
     drafted = draft(open_checkpoint(directory), request)
     plan = drafted.plan
     shards = share(plan, part)
-    identities = _identities(plan)
+    check = _watch(plan, directory)
+    fingerprint = {"plan": plan.hash, "parts": part.count, **_identities(plan)}
     if not shards:  # more parts than shards: the others may be done before this one begins
         return replace(drafted, left=tuple(shard.name for shard in plan.shards))
-    fingerprint = {"plan": plan.hash, "parts": part.count, **identities}
     again = request.resume or part.count > 1
     try:
-        if again and finish_commit(out, fingerprint):
+        if again and (finish_commit(out, fingerprint) or _is_complete(out, plan)):
+            sweep(out)
             return drafted
         check_out(out, _sources(directory, request), overwrite=request.overwrite)
         with open_staging(out, fingerprint, part=part, resume=request.resume, overwrite=request.overwrite) as staging:
             check_space(shards, staging)
             advance = start(sum(shard.size for shard in shards))
-            execute(shards, staging, workers=_workers(request), finite=request.check_finite, advance=advance)
-            if _identities(plan) != identities:
-                raise CheckpointError(
-                    "the model changed while it was converted", where=directory, hint="convert it again"
-                )
-            left = _join(staging, drafted, request, Origin.of(directory))
+            finite, workers = request.check_finite, _workers(request)
+            execute(shards, staging, workers=workers, finite=finite, advance=advance, check=check)
+            check()
+            left = _join(staging, drafted, request, Origin.of(directory, plan.sources))
     except OSError as error:
         place = staging_path(out) if os.path.lexists(staging_path(out)) else out
         raise StagingError("; ".join([f"{error.filename or place}: {error.strerror}", *_kept(out)])) from error
@@ -95,6 +96,44 @@ def convert(directory: Path, request: Convert, start: Callable[[int], Advance]) 
                 error.add_note(note)
         raise
     return replace(drafted, left=left)
+
+
+def _watch(plan: Plan, directory: Path) -> Callable[[], None]:
+    """Return what raises CheckpointError when a file that `plan` reads is no longer the one that was planned with.
+
+    The headers are read once more after the first look, for a file may have been replaced in between.
+    """
+    files = [*source_files(plan.shards), *plan.files.values()]
+
+    def look() -> list[tuple[int, ...]]:
+        facts = (path.stat() for path in files)
+        return [(fact.st_dev, fact.st_ino, fact.st_size, fact.st_mtime_ns) for fact in facts]
+
+    def check() -> None:
+        if look() != first:
+            raise CheckpointError("the model changed while it was converted", where=directory, hint="convert it again")
+
+    first = look()
+    headers = {path.name: read_header(path).sha256 for path in source_files(plan.shards)}
+    if any(plan.sources[name]["header_sha256"] != digest for name, digest in headers.items()):
+        raise CheckpointError("the model changed while it was planned", where=directory, hint="convert it again")
+    return check
+
+
+def _is_complete(out: Path, plan: Plan) -> bool:
+    """Whether `out` holds just what `plan` would make of the model as it is now: every tensor and file is compared.
+
+    Equal plans are not enough, for a fine-tune has the headers of its model.
+    """
+    if not (out / RECEIPT_FILE).is_file() or read_object(out / RECEIPT_FILE).get("plan") != plan.hash:
+        return False
+    from upcycle.convert.compare import compare_tensors
+
+    moe = open_checkpoint(out)
+    if any(not (out / name).is_file() or (out / name).read_bytes() != data for name, data in _side_files(plan).items()):
+        return False
+    found = compare_tensors(plan, moe, read_receipt(moe), MAX_WORKERS, lambda _: None)
+    return found.sound and not found.redrawn
 
 
 def _join(staging: Staging, drafted: Draft, request: Convert, origin: Origin) -> tuple[str, ...]:
@@ -126,8 +165,17 @@ def _kept(out: Path) -> list[str]:
     )
 
 
+def _out(request: Convert) -> Path:
+    try:
+        return Path(request.out).expanduser()
+    except RuntimeError as error:  # the home of nobody
+        raise InputError(f"is no place for an output ({error})", where=request.out) from None
+
+
 def _sources(directory: Path, request: Convert) -> tuple[Path, ...]:
-    return (directory,) if request.tokenizer is None else (directory, Path(request.tokenizer))
+    """The directories that OUT must not touch: what is read, and where it came from when that is another place."""
+    named = [Path(name) for name in (request.model, request.tokenizer) if name is not None]
+    return (directory, *(path for path in named if path.is_dir()))
 
 
 def _workers(request: Conversion) -> int:

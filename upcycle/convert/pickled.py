@@ -4,12 +4,11 @@ A pickle is a program. torch's `weights_only` runs no more of it than rebuilds t
 refused, not skipped.
 """
 
-import hashlib
 import json
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,7 @@ from upcycle.checkpoint.reader import (
     present_files,
     read_weight_map,
 )
-from upcycle.checkpoint.writer import sync_directory, sync_file
-from upcycle.convert.ingest import cache_directory
+from upcycle.convert.cache import cached
 from upcycle.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -56,19 +54,15 @@ def unpickled(directory: Path) -> Path:
     names = sorted(set(index.values())) or [PICKLED_FILE]
     check_present(files, names)
     shards, beside = present_files(directory, tuple(names)), present_files(directory, _SIDE_FILES)
-    target = _place(directory.resolve(), [*shards, *beside])
-    if not target.exists():
-        parent = cache_directory() / "pickled"
-        parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix="unfinished-", dir=parent))
-        try:
-            _convert(shards, index, scratch)
-            for path in beside:
-                shutil.copyfile(path, scratch / path.name)
-            _finish(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    real = directory.resolve()
+    kept = 3 if real.parent.name == "snapshots" else 1  # models--org--name/snapshots/REVISION: the receipt names it
+
+    def make(scratch: Path) -> None:
+        _convert(shards, index, scratch)
+        for path in beside:
+            shutil.copyfile(path, scratch / path.name)
+
+    return cached("pickled", real, [*shards, *beside], Path(*real.parts[1:][-kept:]), make)
 
 
 def _is_pickled(files: Directory) -> bool:
@@ -98,36 +92,6 @@ def _index(files: Directory) -> dict[str, str]:
     return weight_map
 
 
-def _place(real: Path, files: list[Path]) -> Path:
-    """Return the directory in the cache for `real`: another one whenever a file has changed.
-
-    It ends as `real` does, so that a receipt tells where the model came from. The time of the last change of a file's
-    entry counts as well: it is the one that no program sets back.
-    """
-    facts: list[Any] = [str(real)]
-    for path in files:
-        now = path.stat()
-        facts.append([path.name, now.st_size, now.st_mtime_ns, now.st_ctime_ns])
-    identity = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    kept = 3 if real.parent.name == "snapshots" else 1  # models--org--name/snapshots/REVISION
-    return cache_directory().joinpath("pickled", identity, *real.parts[-kept:])
-
-
-def _finish(scratch: Path, target: Path) -> None:
-    """Give a directory its name when all of it is on disk."""
-    scratch.chmod(0o755)  # private until now, as mkdtemp makes it
-    for path in scratch.iterdir():
-        with path.open("rb+") as file:
-            sync_file(file.fileno())
-    sync_directory(scratch)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        scratch.replace(target)
-    except OSError:
-        if not target.is_dir():  # else another process was faster
-            raise
-
-
 def _convert(shards: Sequence[Path], index: Mapping[str, str], target: Path) -> None:
     """Write every pickled file as a safetensors file, one at a time, and the index."""
     from safetensors.torch import save_file
@@ -144,7 +108,6 @@ def _convert(shards: Sequence[Path], index: Mapping[str, str], target: Path) -> 
         weight_map.update(dict.fromkeys(tensors, name))
         # Tied weights share memory in a pickle, which safetensors does not express.
         save_file({key: x.detach().clone().contiguous() for key, x in tensors.items()}, target / name, {"format": "pt"})
-        (target / name).chmod(0o644)
     if len(shards) > 1:
         document = {"metadata": {}, "weight_map": weight_map}
         (target / INDEX_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -165,6 +128,7 @@ def _read(path: Path) -> "dict[str, Tensor]":
             kind = type(tensor).__name__
             raise CheckpointError(f"{name!r} is not a tensor", where=path, found=kind, hint=_HINTS.get(kind))
         _check_plain(name, tensor, path)
+    _check_storages(value.values(), path)
     size, total = path.stat().st_size, sum(tensor.nbytes for tensor in value.values())
     if total > MAX_SHARING * size:
         raise CheckpointError(
@@ -215,6 +179,20 @@ def _load(path: Path) -> Any:
             where=path,
             found=ascii(reason[0])[:200] if reason else type(error).__name__,
         ) from None
+
+
+def _check_storages(tensors: "Iterable[Tensor]", path: Path) -> None:
+    """The storages are as long as their records: a mapped one that is longer would go on into other bytes."""
+    if not _is_zip(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = Counter(member.file_size for member in archive.infolist() if "/data/" in member.filename)
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    strange = Counter(size for size in storages.values() if size) - records
+    if strange:
+        raise CheckpointError(
+            "a tensor is longer than its record", where=path, found=f"{min(strange):,} bytes in none of that length"
+        )
 
 
 def _is_zip(path: Path) -> bool:

@@ -6,7 +6,7 @@ The receipt holds no time and no path, so the same conversion gives the same byt
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,15 @@ class Origin:
     etags: Mapping[str, str]  # weight file -> the Hub's etag (its SHA-256)
 
     @staticmethod
-    def of(directory: Path) -> "Origin":
-        """Read the origin off a directory: the Hub's cache is `models--org--name/snapshots/REVISION/`."""
+    def of(directory: Path, names: Iterable[str]) -> "Origin":
+        """Read the origin of the files `names` off their directory: the Hub's cache is
+        `models--org--name/snapshots/REVISION/`.
+        """
         real = directory.resolve()
         repository = real.parent.parent.name
         if real.parent.name != "snapshots" or not repository.startswith(_CACHE_PREFIX):
             return Origin(_text(real.name), None, {})
-        etags = {p.name: blob for p in sorted(real.glob("*.safetensors")) if (blob := hub_blob(p))}
+        etags = {name: blob for name in sorted(names) if (blob := hub_blob(real / name))}
         return Origin(repository.removeprefix(_CACHE_PREFIX).replace("--", "/", 1), real.name, etags)
 
 

@@ -9,7 +9,15 @@ from math import exp, inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from upcycle.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint, open_checkpoint
+from upcycle.checkpoint.reader import (
+    CHAT_TEMPLATE_FILES,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    INDEX_FILE,
+    TOKENIZER_FILES,
+    Checkpoint,
+    open_checkpoint,
+)
 from upcycle.convert.build import build_plan
 from upcycle.convert.compare import Comparison, compare_tensors
 from upcycle.convert.receipt import read_receipt, request_of
@@ -28,6 +36,11 @@ LAYER_TOLERANCE = 1e-4
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 """Files that some reader takes for weights."""
+
+READ_FILES = (
+    *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES, GENERATION_FILE, INDEX_FILE, "adapter_config.json", "processor_config.json",
+)  # fmt: skip
+"""Files that a reader looks for beside the weights, and obeys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +91,12 @@ def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: S
     _check_files(report, moe, receipt)
     advance = start(sum(write.nbytes for write in plan.writes))
     _report_tensors(report, compare_tensors(plan, moe, receipt, min(8, os.cpu_count() or 1), advance), receipt)
-    if report.passed and not request.tensors_only:  # what is wrong already need not be run, and may not run
-        _check_function(report, plan, dense, moe, request)
+    if request.tensors_only:
+        return report
+    if report.passed:
+        _check_function(report, plan, dense, moe, request, own_tokenizer=bool(receipt["recipe"].get("tokenizer")))
+    else:
+        report.lines.append(Line("models", "note", "not run: what is wrong above comes first"))
     return report
 
 
@@ -118,7 +135,8 @@ def _check_files(report: Report, moe: Checkpoint, receipt: dict[str, Any]) -> No
     made = receipt["files"]
     beside = {name: digest for name, digest in made.items() if name not in (*moe.headers, CONFIG_FILE, INDEX_FILE)}
     changed = sorted(name for name, digest in beside.items() if _sha256(moe.directory / name) != digest)
-    strange = sorted(p.name for p in moe.directory.iterdir() if p.suffix in WEIGHT_SUFFIXES and p.name not in made)
+    present = (path for path in moe.directory.iterdir() if path.name not in made)
+    strange = sorted(path.name for path in present if path.suffix in WEIGHT_SUFFIXES or path.name in READ_FILES)
     problems = [f"{name} is not as it was written" for name in changed]
     problems += [f"{name} is not of this conversion, and a reader may load it" for name in strange]
     report.add(
@@ -155,8 +173,10 @@ def _report_tensors(report: Report, found: Comparison, receipt: dict[str, Any]) 
     report.figures["tensors"] = asdict(found)
 
 
-def _check_function(report: Report, plan: Plan, dense: Checkpoint, moe: Checkpoint, request: Verify) -> None:
-    """Run both models and say what came out."""
+def _check_function(
+    report: Report, plan: Plan, dense: Checkpoint, moe: Checkpoint, request: Verify, *, own_tokenizer: bool
+) -> None:
+    """Run both models and say what came out; with a tokenizer of its own the MoE's ids count for both."""
     from upcycle.convert.parity import TOLERANCE, Parity, run_both
     from upcycle.text.read import random_ids, read_text, token_ids
 
@@ -167,7 +187,11 @@ def _check_function(report: Report, plan: Plan, dense: Checkpoint, moe: Checkpoi
     if moe.tokenizer_files:
         text = read_text(request.text)
         ids = token_ids(moe, text, request.tokens)
-        if dense.tokenizer_files and not _same_tokens(report, token_ids(dense, text, request.tokens), ids):
+        if own_tokenizer:
+            report.lines.append(
+                Line("tokens", "note", "those of the tokenizer that --tokenizer chose, for both models")
+            )
+        elif dense.tokenizer_files and not _same_tokens(report, token_ids(dense, text, request.tokens), ids):
             return
     else:
         ids = random_ids(moe.config["vocab_size"], min(request.tokens, 64))

@@ -146,7 +146,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _derive_heads(config: Mapping[str, Any], result: dict[str, Any]) -> None:
-    required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    required = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+        "max_position_embeddings",
+    )  # fmt: skip
     for name in required:
         if result[name] is None:
             raise UnsupportedError(f"config.json: {name} is null")

@@ -34,9 +34,12 @@ def locate(model: str, *, allow_pickle: bool = False) -> Path:
 
 def _local(model: str) -> Path | None:
     """The directory of what is on this machine; None for what must be a Hub id."""
-    path = BUILT_IN.get(model) or Path(model).expanduser()
-    if path.is_dir():
-        return path
+    try:
+        path = BUILT_IN.get(model) or Path(model).expanduser()
+        if path.is_dir():
+            return path
+    except (OSError, RuntimeError) as error:  # a name that is too long, the home of nobody
+        raise InputError(f"no such directory ({error})", where=model[:200]) from None
     if path.suffix == ".gguf":
         from upcycle.convert.ingest import dequantised
 

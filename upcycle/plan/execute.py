@@ -42,8 +42,18 @@ def share(plan: Plan, part: Part) -> list[Shard]:
     return sorted(shares[part.index - 1], key=lambda shard: shard.name)
 
 
-def execute(shards: Sequence[Shard], staging: Staging, *, workers: int, finite: bool, advance: Advance) -> None:
+def execute(
+    shards: Sequence[Shard],
+    staging: Staging,
+    *,
+    workers: int,
+    finite: bool,
+    advance: Advance,
+    check: Callable[[], None],
+) -> None:
     """Write every one of `shards` that `staging` does not hold yet.
+
+    `check` raises when a source is not what it was; it is called before a shard is recorded as finished.
 
     `advance` is called with bytes as they are done, from worker threads. With `finite`, the tensors that are read are
     searched for NaN and infinity meanwhile, and CheckpointError names the first. Raises OSError when the disk fails;
@@ -66,7 +76,7 @@ def execute(shards: Sequence[Shard], staging: Staging, *, workers: int, finite: 
                     advance(shard.size)
                 else:
                     jobs.update(dict.fromkeys(_submit(shard, staging.path, pool, guarded_advance), shard))
-            _collect(jobs, staging, stop)
+            _collect(jobs, staging, stop, check)
         except BaseException:  # Ctrl-C too: the pool must not go on writing
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -154,7 +164,9 @@ def _submit_checks(shards: Sequence[Shard], pool: ThreadPoolExecutor, stop: Even
     return [pool.submit(check, spec) for spec in distinct(reads(w.source) for s in shards for w in s.writes)]
 
 
-def _collect(jobs: Mapping[Future[Hashes], Shard | None], staging: Staging, stop: Event) -> None:
+def _collect(
+    jobs: Mapping[Future[Hashes], Shard | None], staging: Staging, stop: Event, check: Callable[[], None]
+) -> None:
     """Sync and record every shard when its last job is done, while the workers go on with the next ones.
 
     When the disk fails a worker, the others stop, and shards that were finished meanwhile are still recorded.
@@ -179,6 +191,7 @@ def _collect(jobs: Mapping[Future[Hashes], Shard | None], staging: Staging, stop
         if not left[name]:
             with (staging.path / name).open("rb+") as file:
                 sync_file(file.fileno())
+            check()
             staging.record(name, hashes.pop(name))
     if failure:
         raise failure

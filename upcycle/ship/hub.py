@@ -3,6 +3,7 @@
 This package is the only one that talks to the network; the client is imported when it is needed, not before.
 """
 
+import logging
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -93,7 +94,7 @@ class HubFiles:
         size = self._size(name)
         if size > MAX_JSON_BYTES:
             raise CheckpointError(
-                "JSON file too large", where=self.place / name, found=f"{size} bytes", expected="at most 100 MB"
+                "JSON file too large", where=self.place / name, found=f"{size} bytes", expected="at most 32 MB"
             )
         return parse_object(self.repository.read(name, 0, size), self.place / name)
 
@@ -134,7 +135,9 @@ def download(model: str, *, pickle: bool = False) -> Path:
     try:
         repository = open_repository(model)
     except UnreachableError as error:
-        return _cached(model, error, pickle=pickle)
+        directory = _cached(model, error, pickle=pickle)
+        _miss_tokenizer(model, Directory(directory))
+        return directory
     files = HubFiles(repository)
     weights = weight_files(files, pickle=pickle)
     return _bring(repository, [name for name in SIDE_FILES if files.has(name)], weights)
@@ -176,6 +179,14 @@ def _cached(model: str, reason: UnreachableError, *, pickle: bool = False) -> Pa
     raise (InputError if is_offline() else UnreachableError)(message)
 
 
+def _miss_tokenizer(model: str, files: Directory) -> None:
+    """Warn where a cache has the weights and no tokenizer: other programs may have loaded the weights alone."""
+    if not any(files.has(name) for name in TOKENIZER_FILES):
+        logging.getLogger("upcycle").warning(
+            "%s: the cache holds no tokenizer, and the Hub cannot be asked: the output will have none", model
+        )
+
+
 def _bring(repository: Repository, *groups: list[str]) -> Path:
     """Fetch files into the cache, one group after the other, and return the snapshot that they are in.
 
@@ -194,14 +205,20 @@ def _bring(repository: Repository, *groups: list[str]) -> Path:
                     _side_by_side(transfer, group)
                 transfer.refer()
         except UnreachableError as error:
-            raise UpcycleError(f"{error}; {_KEPT}") from None
+            raise UpcycleError("; ".join([str(error), *_kept(transfer)])) from None
         except OSError as error:
-            raise UpcycleError(f"{model}: {error.filename or 'download'}: {error.strerror or error}; {_KEPT}") from None
+            message = f"{model}: {error.filename or 'download'}: {error.strerror or error}"
+            raise UpcycleError("; ".join([message, *_kept(transfer)])) from None
         except BaseException as error:  # Ctrl-C and SIGTERM: whoever reports them can say what is left
-            if not isinstance(error, UpcycleError):
+            if not isinstance(error, UpcycleError) and transfer.began.is_set():
                 error.add_note(_KEPT)
             raise
     return transfer.folder / "snapshots" / repository.commit
+
+
+def _kept(transfer: "Transfer") -> list[str]:
+    """What to say besides the error: nothing where nothing was being fetched."""
+    return [_KEPT] if transfer.began.is_set() else []
 
 
 def _side_by_side(transfer: "Transfer", names: list[str]) -> None:

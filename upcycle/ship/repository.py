@@ -5,14 +5,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
-from upcycle.errors import InputError, UnreachableError, UpcycleError
+from upcycle.checkpoint.strict_json import MAX_JSON_BYTES, parse_object
+from upcycle.errors import CheckpointError, InputError, UnreachableError, UpcycleError
 
 RETRIES = 4
 """How often a request that failed is made again, after 1, 2, 4 and 8 seconds: a restart of a server, not an outage."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")  # becomes a path
 
 
 @dataclass(frozen=True)
@@ -73,30 +75,55 @@ def open_repository(model: str) -> Repository:
     """Ask the Hub which commit a Hub id means and what is in it, in one request.
 
     Raises InputError when there is no such model or revision, or no access to it; UnreachableError when the Hub
-    cannot be asked.
+    cannot be asked; UpcycleError when something answers that is no Hub.
     """
     from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff  # type: ignore[attr-defined]
 
     name, revision = split_id(model)
     with explained(model):
-        answer = http_backoff(
-            "GET",
-            f"{constants.ENDPOINT}/api/models/{name}/revision/{quote(revision, safe='')}",
-            params={"blobs": "true"},  # with sizes
-            headers=build_hf_headers(),
-            timeout=constants.HF_HUB_ETAG_TIMEOUT,
-            max_retries=RETRIES,
-            retry_on_exceptions=(),  # without a network that is known at once
-        )
-        hf_raise_for_status(answer)
-        try:
-            info = answer.json()
-            sizes = {file["rfilename"]: int(file["size"]) for file in info["siblings"]}
-            commit = _COMMIT.fullmatch(info["sha"])[0]  # type: ignore[index]  # becomes a path
-            return Repository(model, name, revision, commit, sizes)
-        except (ValueError, TypeError, KeyError):
-            raise UpcycleError(f"{model}: {constants.ENDPOINT} does not answer as a Hub does") from None
+        raw = _ask(f"{constants.ENDPOINT}/api/models/{name}/revision/{quote(revision, safe='')}")
+    try:
+        info = parse_object(raw, model)
+        return Repository(model, name, revision, _commit(info["sha"]), dict(map(_named_size, info["siblings"])))
+    except (CheckpointError, ValueError, TypeError, KeyError):
+        raise UpcycleError(f"{model}: {constants.ENDPOINT} does not answer as a Hub does") from None
+
+
+def _ask(url: str) -> bytes:
+    """Return the body of an answer of the API, cut off where no sound one goes on."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff  # type: ignore[attr-defined]
+
+    with http_stream_backoff(
+        "GET",
+        url,
+        params={"blobs": "true"},  # with sizes
+        headers=build_hf_headers(),
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        max_retries=RETRIES,
+        retry_on_exceptions=(),  # without a network that is known at once
+    ) as response:
+        hf_raise_for_status(response)
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > MAX_JSON_BYTES:
+                break
+        return bytes(body[: MAX_JSON_BYTES + 1])
+
+
+def _commit(sha: Any) -> str:
+    if not isinstance(sha, str) or _COMMIT.fullmatch(sha) is None:
+        raise ValueError(sha)
+    return sha
+
+
+def _named_size(file: Any) -> tuple[str, int]:
+    """Return name and size of one of the files that the API lists; raise TypeError, KeyError or ValueError."""
+    name, size = file["rfilename"], file["size"]
+    if not isinstance(name, str) or type(size) is not int or not 0 <= size < 2**63:
+        raise ValueError(name, size)
+    return name, size
 
 
 @contextmanager
@@ -162,8 +189,9 @@ def _answer(url: str, start: int, stop: int) -> Iterator[bytes]:
         retry_on_exceptions=(),  # it would begin again in the middle of what has been yielded
     ) as response:
         hf_raise_for_status(response)
-        skip = start if response.status_code == 200 else 0  # a server that does not know Range begins at 0
-        if not skip and not response.headers.get("Content-Range", f"bytes {start}-").startswith(f"bytes {start}-"):
+        partial = response.status_code == 206
+        skip = 0 if partial else start  # a server that does not know Range begins at 0
+        if partial and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise UpcycleError(f"{url}: another part of the file came than was asked for")
         for chunk in response.iter_bytes():
             data = chunk[skip : skip + stop - start]
