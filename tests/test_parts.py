@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import contents, edit_json, run_convert
-from upcycle.checkpoint import lock
+from upcycle.checkpoint import lock, writer
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.place import staging_path
 from upcycle.errors import InputError, RecipeError, StagingError
 from upcycle.pipeline.stages import convert, plan
-from upcycle.plan import execute
 from upcycle.plan.execute import share
 from upcycle.recipe import Convert, Plan
 
@@ -168,7 +167,7 @@ def test_shards_of_a_model_that_changed_are_not_kept(
     weights, aside = model / "model.safetensors", model.parent / "aside.safetensors"
     other = bytearray(weights.read_bytes())
     other[-5000:] = bytes(5000)
-    real = execute.copy_range
+    real = writer.copy_range
 
     def exchanged(*args: Any) -> None:
         if not aside.exists():
@@ -176,7 +175,7 @@ def test_shards_of_a_model_that_changed_are_not_kept(
             weights.write_bytes(other)
         real(*args)
 
-    monkeypatch.setattr(execute, "copy_range", exchanged)
+    monkeypatch.setattr("upcycle.plan.execute.copy_range", exchanged)
     with pytest.raises(InputError, match="the model changed while it was converted"):
         write_part(model, out, "1/2", workers=1)
     monkeypatch.undo()

@@ -301,3 +301,27 @@ def test_memory_stays_within_a_layer_and_a_gigabyte(smollm2: Path, tmp_path: Pat
     # 8 experts of 3 matrices 1536 x 576, and attention of 2 x 576 x 576 + 2 x 192 x 576, in 4 bytes
     layer = 4 * (8 * 3 * 1536 * 576 + 2 * 576 * 576 + 2 * 192 * 576)
     assert int(peak[1]) * 1024 <= layer + 10**9
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "added_tokens.json", "adapter_config.json"])
+def test_files_that_readers_obey_are_noticed(tiny: Path, converted: Converted, name: str) -> None:
+    moe = converted(tiny)
+    (moe / name).write_text("{}")
+    report = verify(Verify(dense=str(tiny), moe=str(moe), tensors_only=True))
+    found = [line.text for line in report.lines if line.verdict == "FAIL"]
+    assert found == [f"{name} is not of this conversion, and a reader may load it"]
+
+
+def test_a_tokenizer_that_was_chosen_counts_for_both_models(converted: Converted, copy_of: Any) -> None:
+    from upcycle.pipeline.stages import BUILT_IN
+
+    dense = BUILT_IN["demo:tiny"]
+    other = copy_of(dense)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    report = verify(Verify(dense=str(dense), moe=str(converted(dense, tokenizer=str(other))), tokens=32))
+    assert report.passed
+    notes = {line.name: line.text for line in report.lines}
+    assert notes["tokens"] == "those of the tokenizer that --tokenizer chose, for both models"
+    assert "logits" in notes

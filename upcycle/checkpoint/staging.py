@@ -100,10 +100,12 @@ def finish_commit(out: Path, fingerprint: Mapping[str, Any]) -> bool:
     return True
 
 
-def sweep(out: Path) -> None:
-    """Remove a staging directory in which nothing has been written, unless somebody is about to."""
+def sweep(out: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Remove a staging directory that holds nothing, or the same work as is complete in `out`; not one in use."""
     staging = Staging(out, staging_path(out), Part(0, 0))  # no part of its own: all locks count
-    if staging.path.is_dir() and not staging.path.is_symlink() and not _holds_work(staging.path):
+    if not staging.path.is_dir() or staging.path.is_symlink():
+        return
+    if not _holds_work(staging.path) or journal.read_fingerprint(staging.path) == fingerprint:
         _abandon(staging)
 
 

@@ -77,7 +77,7 @@ def convert(directory: Path, request: Convert, start: Callable[[int], Advance]) 
     again = request.resume or part.count > 1
     try:
         if again and (finish_commit(out, fingerprint) or _is_complete(out, plan)):
-            sweep(out)
+            sweep(out, fingerprint)
             return drafted
         check_out(out, _sources(directory, request), overwrite=request.overwrite)
         with open_staging(out, fingerprint, part=part, resume=request.resume, overwrite=request.overwrite) as staging:
