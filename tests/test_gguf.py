@@ -37,13 +37,13 @@ def write(path: Path, *, without: str = "", more: dict[str, Any] | None = None, 
         add(f"llama.{name}", value)
     writer.add_float32("llama.rope.freq_base", 10000.0)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    words = ["<s>", "</s>", *(chr(number) for number in range(256, 256 + V - 3))]
-    words.append(words[2] + words[3])
+    words = ["<s>", "</s>", *(chr(number) for number in range(256, 256 + V - 4))]
+    words += [words[2] + words[3], words[4] + words[5]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(words)
     writer.add_token_types([3, 3, *[1] * (V - 2)])
-    writer.add_token_merges([f"{words[2]} {words[3]}"])
+    writer.add_token_merges([f"{words[2]} {words[3]}", f"{words[4]} {words[5]}"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     random = np.random.default_rng(seed)
