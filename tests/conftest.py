@@ -10,7 +10,7 @@ os.environ.setdefault("UPCYCLE_CACHE", "build/cache")
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import pytest
 from hypothesis import settings
 
 from tests.assets import fetch
+from tests.hub.client import Client
+from tests.hub.server import Hub, serving
 from tests.models import VARIANTS, save_dense
 from upcycle.pipeline.stages import locate
 
@@ -25,6 +27,19 @@ ROOT = Path(__file__).parent.parent
 
 settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A Hub on loopback."""
+    with serving(tmp_path / "cas") as running:
+        yield running
+
+
+@pytest.fixture
+def client(hub: Hub, tmp_path: Path) -> Client:
+    """A user of that Hub with an empty cache."""
+    return Client(hub, tmp_path / "home")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import contents, edit_json, run_convert
 from tests.hub.client import Client
-from tests.hub.server import Hub, serving
+from tests.hub.server import Hub
 from tests.models import MISTRAL_7B, _shapes, save_dense, save_header
 from upcycle.checkpoint.header import build_header, tensor_bytes
 from upcycle.ship.hub import is_hub_id
@@ -22,17 +22,6 @@ LLAMA_70B: dict[str, Any] = {
 }  # fmt: skip
 
 CONVERSION = ("--experts", "4", "--top-k", "2")
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with serving(tmp_path / "cas") as running:
-        yield running
-
-
-@pytest.fixture
-def client(hub: Hub, tmp_path: Path) -> Client:
-    return Client(hub, tmp_path / "home")
 
 
 @pytest.fixture

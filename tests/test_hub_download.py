@@ -29,17 +29,6 @@ def weights() -> bytes:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with serving(tmp_path / "cas") as running:
-        yield running
-
-
-@pytest.fixture
-def client(hub: Hub, tmp_path: Path) -> Client:
-    return Client(hub, tmp_path / "home")
-
-
-@pytest.fixture
 def repo(hub: Hub, weights: bytes) -> Repo:
     return hub.repo("org/model", {"config.json": b"{}", "tokenizer.json": b"[1]", "model.safetensors": weights})
 

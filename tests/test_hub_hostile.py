@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.hub.client import FETCH, Client, finish
 from tests.hub.repos import Blob, Commit, Repo
-from tests.hub.server import READS, Handler, Hub, serving
+from tests.hub.server import READS, Handler, Hub
 
 SIZE = 1_000_000
 STORED = "GET /storage/.*/model.safetensors"
@@ -24,17 +24,6 @@ WRONG: list[dict[str, Any]] = [
     *({"sha": sha} for sha in ("../" * 13 + "x", "A" * 40, 1, "a" * 40 + "\n")),
 ]
 """What is put into a sound answer of the API in place of what is there."""
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with serving(tmp_path / "cas") as running:
-        yield running
-
-
-@pytest.fixture
-def client(hub: Hub, tmp_path: Path) -> Client:
-    return Client(hub, tmp_path / "home")
 
 
 @pytest.fixture

@@ -112,14 +112,10 @@ def sweep(out: Path, fingerprint: Mapping[str, Any]) -> None:
 @contextmanager
 def _tidied(out: Path) -> Iterator[None]:
     """Wait while another process tidies up after its rename, and hold what it left, if it was killed in that."""
-    held = None
-    with suppress(FileNotFoundError):
-        held = lock.take(out / LOCK_FILE, create=False, patience=lock.PATIENCE)
-    try:
+    with ExitStack() as held:
+        with suppress(FileNotFoundError):
+            held.enter_context(_released(lock.take(out / LOCK_FILE, create=False, patience=lock.PATIENCE)))
         yield
-    finally:
-        if held:
-            held.release()
 
 
 @contextmanager
