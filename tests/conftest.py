@@ -1,5 +1,6 @@
 """Small random models of every variant, and the real SmolLM2-135M."""
 
+import argparse
 import json
 import os
 import struct
@@ -74,6 +75,21 @@ def smollm2() -> Path:
     # In a process of its own: the GGUF reader leaves files open, which is an error here.
     subprocess.run([sys.executable, "-m", "upcycle.cli", "plan", gguf], check=True, stdout=subprocess.DEVNULL)
     return locate(gguf)
+
+
+@pytest.fixture(scope="session")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in llama with four experts, routers drawn wide enough that their gradients differ."""
+    out = tmp_path_factory.mktemp("moe") / "moe"
+    return run_convert(Path("demo:tiny"), out, router_std=0.1, noise=0.1)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real text, 100 kB: a module of the standard library."""
+    path = tmp_path_factory.mktemp("text") / "argparse.txt"
+    path.write_bytes(Path(argparse.__file__).read_bytes())
+    return path
 
 
 @pytest.fixture

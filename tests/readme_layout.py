@@ -6,7 +6,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-ROOMS = ("cli", "pipeline", "convert", "ship", "moe", "text", "plan", "families", "checkpoint", ".")
+ROOMS = (
+    "cli", "pipeline", "convert", "train", "analyze", "ship", "moe", "text", "plan", "families", "checkpoint", "recipe",
+    ".",
+)  # fmt: skip
 """The packages of `upcycle`, top to bottom: imports point down only."""
 
 BESIDE = """\

@@ -248,11 +248,11 @@ VALUES = {
     ),
     "nothing before": (
         f"{HEAD}  - convert: {{out: moe}}\n",
-        "r.yaml:4: convert lacks model; expected text; no convert step comes before it to take it from",
+        "r.yaml:4: convert lacks model; expected text; no step comes before it to take it from",
     ),
     "nothing to verify": (
         f"{HEAD}  - plan: {{model: a}}\n  - verify: {{}}\n",
-        "r.yaml:5: verify lacks dense; expected text; no convert step comes before it to take it from",
+        "r.yaml:5: verify lacks dense; expected text; no step comes before it to take it from",
     ),
 }
 CASES = {**DOCUMENTS, **GRAMMAR, **VALUES}
@@ -514,6 +514,11 @@ class Silent:
     def progress(self, what: str) -> Iterator[Any]:
         self.told.append(what)
         yield lambda _total: lambda _count: None
+
+    @contextmanager
+    def training(self):
+        self.told.append("training")
+        yield self
 
     def write(self, piece: str) -> None:
         self.told.append(piece)

@@ -133,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: `Hub.log` has it."""

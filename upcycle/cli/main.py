@@ -21,6 +21,8 @@ COMMANDS = {
     "plan": "upcycle.cli.convert",
     "convert": "upcycle.cli.convert",
     "verify": "upcycle.cli.verify",
+    "train": "upcycle.cli.train",
+    "plot": "upcycle.cli.plot",
     "generate": "upcycle.cli.generate",
     "run": "upcycle.cli.run",
     "demo": "upcycle.cli.demo",
@@ -57,6 +59,7 @@ def group(debug: bool) -> None:
     upcycle plan    MODEL             what would be written, from headers alone
     upcycle convert MODEL OUT         dense checkpoint -> mixture of experts
     upcycle verify  DENSE MOE         the proof that they compute the same
+    upcycle train   MODEL OUT         train it on
     """
 
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from upcycle import recipe as requests
 from upcycle.cli.options import GroupedCommand, HelpfulArgument
 from upcycle.cli.progress import Start, progress_bar
-from upcycle.cli.tables import print_account, print_json, print_report, print_written, warn
+from upcycle.cli.tables import print_account, print_json, print_report, print_trained, print_written, warn
+
+if TYPE_CHECKING:
+    from upcycle.cli.panel import Panel
 
 
 @click.command(cls=GroupedCommand, no_args_is_help=True)
@@ -26,7 +29,7 @@ def run(recipe: str | None, overrides: tuple[str, ...], dry_run: bool, listing: 
     """Carry out a YAML recipe, which chains commands.
 
     A step is a command and its options. A step that leaves out `dense` takes the model of the last convert step; one
-    that leaves out `moe` or `model` takes the directory which that step wrote. A failed verify ends the chain.
+    that leaves out `moe` or `model` takes the directory which the step before wrote. A failed verify ends the chain.
     """
     if schema or listing:
         return _print_schema() if schema else _print_list()
@@ -66,6 +69,11 @@ class _Printer:
     def progress(self, what: str) -> AbstractContextManager[Start]:
         return progress_bar(what)
 
+    def training(self) -> "AbstractContextManager[Panel]":
+        from upcycle.cli.panel import Panel
+
+        return Panel()
+
     def write(self, piece: str) -> None:
         click.echo(piece, nl=False)
 
@@ -74,6 +82,10 @@ class _Printer:
             print_report(result)
         elif isinstance(request, requests.Generate):
             click.echo()
+        elif isinstance(request, requests.Train):
+            print_trained(result)
+        elif isinstance(request, requests.Plot):
+            click.echo("\n".join(map(str, result)))
         elif result is None:
             click.echo(f"no figures: {request.model} is no directory here")
         else:

@@ -12,6 +12,7 @@ from upcycle.recipe import Convert
 if TYPE_CHECKING:
     from upcycle.convert.convert import Draft
     from upcycle.convert.verify import Report
+    from upcycle.train.loop import Trained
 
 
 def print_json(value: Any) -> None:
@@ -91,6 +92,15 @@ def print_written(request: Convert, drafted: "Draft") -> None:
         click.echo(
             f"{request.out}: {account.total:,} parameters, {account.active:,} active, {size(account.disk)} in {files}"
         )
+
+
+def print_trained(trained: "Trained") -> None:
+    """Print what a training came to."""
+    said = [f"{trained.steps:,} steps"]
+    for what, losses in (("loss", trained.losses), ("held-out loss", trained.eval_losses)):
+        if losses:
+            said.append(f"{what} {losses[0]:.4f} -> {losses[-1]:.4f}")
+    click.echo(f"{trained.out}: {', '.join(said)}")
 
 
 def print_report(report: "Report") -> None:

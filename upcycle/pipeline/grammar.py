@@ -12,11 +12,13 @@ REQUESTS: dict[str, type[Any]] = {
     "plan": recipe.Plan,
     "convert": recipe.Convert,
     "verify": recipe.Verify,
+    "train": recipe.Train,
+    "plot": recipe.Plot,
     "generate": recipe.Generate,
 }
 """Command -> its request. A new command is one line here and one in `upcycle.pipeline.run`."""
 
-CHAINED = ("model", "dense", "moe")
+CHAINED = ("model", "dense", "moe", "metrics")
 """Options that a step may leave out: the steps before it have them."""
 
 _ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,), str: (str,)}

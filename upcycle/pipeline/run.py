@@ -22,11 +22,14 @@ class Observer(Protocol):
     def progress(self, what: str) -> AbstractContextManager[Callable[[int], Advance]]:
         """Return a context that yields `start(total_bytes)`, which returns what is told the bytes as they are done."""
 
+    def training(self) -> "AbstractContextManager[stages.TrainingObserver]":
+        """Return a context that yields whoever watches a training."""
+
     def write(self, piece: str) -> None:
         """A model has written `piece`."""
 
     def end(self, request: Any, result: Any) -> None:
-        """The step is done: a Draft of plan and convert, a Report of verify, the text of generate."""
+        """The step is done; `result` is what `upcycle.pipeline.stages.run` returns for its request."""
 
 
 def run(chain: Recipe, observer: Observer) -> None:
@@ -79,10 +82,21 @@ def _generate(request: recipe.Generate, observer: Observer) -> Any:
     return stages.generate(request, observer.write)
 
 
+def _train(request: recipe.Train, observer: Observer) -> Any:
+    with observer.training() as panel:
+        return stages.train(request, panel)
+
+
+def _plot(request: recipe.Plot, _observer: Observer) -> Any:
+    return stages.plot(request)
+
+
 ACTIONS: dict[str, Callable[[Any, Observer], Any]] = {
     "plan": _plan,
     "convert": _convert,
     "verify": _verify,
+    "train": _train,
+    "plot": _plot,
     "generate": _generate,
 }
 """Command -> what carries out its request; the commands are those of `upcycle.pipeline.grammar`."""

@@ -12,7 +12,8 @@ _JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 _TAKEN = {
     "dense": "Left out: the model of the last convert step.",
     "moe": "Left out: the out of the last convert step.",
-    "model": "Left out: the out of the last convert step.",
+    "model": "Left out: the out of the last convert or train step.",
+    "metrics": "Left out: the out of the last train step.",
 }
 """Said of options that a step may leave out."""
 

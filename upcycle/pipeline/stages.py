@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import upcycle
 from upcycle import recipe
@@ -12,6 +12,7 @@ from upcycle.plan.execute import Advance
 if TYPE_CHECKING:
     from upcycle.convert.convert import Draft
     from upcycle.convert.verify import Report
+    from upcycle.train.loop import Trained
 
 
 BUILT_IN = {"demo:tiny": Path(upcycle.__file__).parent / "data" / "tiny"}
@@ -103,14 +104,57 @@ def generate(request: recipe.Generate, show: Callable[[str], None] = lambda _: N
     return carry_out(locate(request.model), request, show)
 
 
+class TrainingObserver(Protocol):
+    """Who is shown how a training goes."""
+
+    def begin(self, total_steps: int, done: int) -> None:
+        """Training begins, `done` steps of `total_steps` having been made before."""
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        """A step is done; `metrics` is its line in `metrics.jsonl`."""
+
+    def note(self, text: str) -> None:
+        """Something is to be told: an alert, a checkpoint."""
+
+
+def train(request: recipe.Train, observer: TrainingObserver | None = None) -> "Trained":
+    """Continue training a model; see `upcycle.train.loop.train`."""
+    from upcycle.train.loop import train as carry_out
+
+    return carry_out(locate(request.model), request, observer or _Silent())
+
+
+def plot(request: recipe.Plot) -> list[Path]:
+    """Draw the curves of a training; see `upcycle.analyze.plot.plot`."""
+    from upcycle.analyze.plot import plot as carry_out
+
+    return carry_out(request)
+
+
+class _Silent:
+    """Watches a training and says nothing."""
+
+    def begin(self, total_steps: int, done: int) -> None: ...
+
+    def step(self, metrics: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
 @overload
 def run(request: recipe.Convert | recipe.Plan) -> "Draft": ...
 @overload
 def run(request: recipe.Verify) -> "Report": ...
 @overload
 def run(request: recipe.Generate) -> str: ...
+@overload
+def run(request: recipe.Train) -> "Trained": ...
+@overload
+def run(request: recipe.Plot) -> list[Path]: ...
 def run(request: Any) -> Any:
-    """Carry out a request; return a Draft (of plan and convert), a Report (of verify) or text (of generate).
+    """Carry out a request.
+
+    Return a Draft (of plan and convert), a Report (of verify), text (of generate), a Trained, or paths (of plot).
 
     Raises what the command's own function raises: InputError for what is wrong with the request or the input.
     """
@@ -122,5 +166,7 @@ STAGES: dict[type[Any], Callable[[Any], Any]] = {
     recipe.Convert: convert,
     recipe.Verify: verify,
     recipe.Generate: generate,
+    recipe.Train: train,
+    recipe.Plot: plot,
 }
 """Request -> what carries it out."""

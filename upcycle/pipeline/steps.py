@@ -8,8 +8,9 @@
       - generate: {prompt: "Gravity is", max_new_tokens: 32}
 
 A step is one command and its options, the fields of its request in `upcycle.recipe`. What links the steps: one that
-leaves out `dense` gets the `model` of the last convert before it, one that leaves out `moe` or `model` gets the `out`
-of the last convert. Paths are relative to where `upcycle` is run, as on the command line.
+leaves out `dense` gets the `model` of the last convert before it, one that leaves out `moe` gets its `out`; `model` is
+the `out` of the last convert or train, and `metrics` that of the last train. Paths are relative to where `upcycle` is
+run, as on the command line.
 """
 
 import re
@@ -19,13 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import upcycle
 from upcycle import recipe
 from upcycle.errors import RecipeError
 from upcycle.option import Option
 from upcycle.pipeline.document import Value, parse, read_document, unknown, wrong_type
 from upcycle.pipeline.grammar import CHAINED, REQUESTS, command_of, command_options, is_required, read_option
 
-SHELVES = (Path(recipe.__file__).parent / "data/recipes", Path(recipe.__file__).parent.parent / "recipes")
+_HERE = Path(upcycle.__file__).parent
+SHELVES = (_HERE / "data/recipes", _HERE.parent / "recipes")
 """Where the packaged recipes lie: in an installed package, in a working copy."""
 
 _OVERRIDE = re.compile(r"(?P<command>[^.=]+)(?:\.(?P<index>[0-9]{1,4}))?\.(?P<name>[^.=]+)=(?P<value>.*)", re.DOTALL)
@@ -157,6 +160,8 @@ def _resolved(said: list[_Said]) -> Iterator[Any]:
         request = _request(step, chain)
         if isinstance(request, recipe.Convert):
             chain = {"dense": request.model, "moe": request.out, "model": request.out}
+        if isinstance(request, recipe.Train):
+            chain = {**chain, "model": request.out, "metrics": request.out}
         yield request
 
 
@@ -179,7 +184,7 @@ def _request(step: _Said, chain: Mapping[str, str]) -> Any:
 
 
 def _lacking(step: _Said, option: Option) -> RecipeError:
-    hint = "no convert step comes before it to take it from" if option.name in CHAINED else None
+    hint = "no step comes before it to take it from" if option.name in CHAINED else None
     return RecipeError(f"{step.command} lacks {option.name}", where=step.where, expected=option.words, hint=hint)
 
 

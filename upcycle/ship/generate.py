@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from upcycle.checkpoint.reader import TOKENIZER_FILES, present_files
 from upcycle.errors import InputError
+from upcycle.moe.device import find_device
 from upcycle.recipe import Generate
 
 DTYPES: dict[str, Any] = {"auto": "auto", "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -66,24 +67,6 @@ def generate(directory: Path, request: Generate, show: Callable[[str], None]) ->
         **sampling,
     )
     return streamer.text
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device called `name`; auto is the first accelerator that is there, else the CPU.
-
-    Raises InputError when there is no such device.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # refuses the meta device too
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            "no such device", found=name, expected=f"auto, cpu{f' or {accelerator}' if accelerator else ''}"
-        ) from error
-    return device
 
 
 def _encode(tokenizer: Any, request: Generate, chat: bool) -> Any:

@@ -1,19 +1,14 @@
-"""What a user can ask for, as plain data: one dataclass per command.
-
-The command line, the recipes and their JSON Schema, the receipt and the Python API are all made from these fields,
-so an option is described once; `upcycle.option` says how.
-"""
+"""Asking for a mixture of experts, and for the proof of one."""
 
 import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from upcycle.errors import RecipeError
-from upcycle.option import argument, option, options_of, wrong_kind
+from upcycle.option import argument, option, options_of
+from upcycle.recipe.checks import check_kinds, require
 
 Dtype = Literal["keep", "f32", "f16", "bf16"]
-RunDtype = Literal["auto", "f32", "f16", "bf16"]
 RouterInit = Literal["normal", "zeros"]
 Method = Literal["copy"]
 
@@ -59,18 +54,18 @@ class Conversion:
 
     def __post_init__(self) -> None:
         """Raise RecipeError for values that no conversion can have."""
-        _check_kinds(self)
-        _require(1 <= self.experts <= MAX_EXPERTS, "experts", self.experts, f"1 to {MAX_EXPERTS}")
-        _require(1 <= self.top_k <= self.experts, "top_k", self.top_k, f"1 to the {self.experts} experts")
-        _require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number, 0 or more")
-        _require(0 <= self.router_std < math.inf, "router_std", self.router_std, "a finite number, 0 or more")
+        check_kinds(self)
+        require(1 <= self.experts <= MAX_EXPERTS, "experts", self.experts, f"1 to {MAX_EXPERTS}")
+        require(1 <= self.top_k <= self.experts, "top_k", self.top_k, f"1 to the {self.experts} experts")
+        require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number, 0 or more")
+        require(0 <= self.router_std < math.inf, "router_std", self.router_std, "a finite number, 0 or more")
         self.shard_bytes()
 
     def shard_bytes(self) -> int:
         """Return `max_shard_size` in bytes."""
         matched = _SIZE.fullmatch(self.max_shard_size.strip())
         size = int(float(matched[1]) * _UNITS[(matched[2] or "").lower()]) if matched else 0
-        _require(size > 0, "max_shard_size", self.max_shard_size, "a size such as 500MB or 5GB")
+        require(size > 0, "max_shard_size", self.max_shard_size, "a size such as 500MB or 5GB")
         return size
 
 
@@ -104,14 +99,14 @@ class Convert(Conversion):
     def __post_init__(self) -> None:
         """As Conversion, and a number of workers that exists."""
         super().__post_init__()
-        _require(0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
+        require(0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
         self.share()
 
     def share(self) -> tuple[int, int]:
         """Return `part` as (number from 1, how many); the whole is (1, 1)."""
         matched = _PART.fullmatch("1/1" if self.part is None else self.part)
         index, count = (int(matched[1]), int(matched[2])) if matched else (0, 0)
-        _require(1 <= index <= count, "part", self.part, "a part such as 3/16, from 1/16 to 16/16")
+        require(1 <= index <= count, "part", self.part, "a part such as 3/16, from 1/16 to 16/16")
         return index, count
 
 
@@ -130,30 +125,8 @@ class Verify:
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a number of tokens that cannot be run."""
-        _check_kinds(self)
-        _require(2 <= self.tokens <= 10**6, "tokens", self.tokens, "2 to a million")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate:
-    """Let a model write."""
-
-    model: str = argument("A model directory or Hub id, dense or not.")
-    prompt: str = argument("What it goes on from, or what it is asked if it has a chat template.")
-    max_new_tokens: int = option(64, "Tokens to write at most.")
-    temperature: float = option(0.0, "0 takes the likeliest token; above it tokens are sampled.")
-    seed: int = option(0, "Seed of the sampling.")
-    chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")
-    device: str = option("auto", "Where to run: cpu, cuda, cuda:1, mps; auto takes the first that is there.")
-    dtype: RunDtype = option("auto", "Data type to run in; auto is as stored.")
-
-    def __post_init__(self) -> None:
-        """Raise RecipeError for lengths and temperatures that make no sense."""
-        _check_kinds(self)
-        _require(1 <= self.max_new_tokens <= 10**6, "max_new_tokens", self.max_new_tokens, "1 to a million")
-        usable = self.temperature == 0 or 1e-3 <= self.temperature <= 1e3
-        _require(usable, "temperature", self.temperature, "0, or 0.001 to 1000")
-        _require(-(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
+        check_kinds(self)
+        require(2 <= self.tokens <= 10**6, "tokens", self.tokens, "2 to a million")
 
 
 def recorded(request: Conversion) -> dict[str, Any]:
@@ -161,18 +134,3 @@ def recorded(request: Conversion) -> dict[str, Any]:
     values = asdict(request)
     names = [option.name for option in options_of(type(request)).values() if option.recorded]
     return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}
-
-
-def _check_kinds(request: Any) -> None:
-    wrong = wrong_kind(request)
-    if wrong:
-        found = repr(getattr(request, wrong.name))[:60]
-        raise RecipeError(f"{wrong.name} is of the wrong kind", found=found, expected=wrong.words, option=wrong.name)
-
-
-def _require(good: bool, name: str, found: object, expected: str) -> None:
-    if not good:
-        flag = f"--{name.replace('_', '-')}"
-        raise RecipeError(
-            f"{name} is out of range", found=found, expected=expected, hint=f"set it with {flag}", option=name
-        )

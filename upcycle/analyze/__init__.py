@@ -1,0 +1,1 @@
+"""What a run did and what its experts do, in figures."""

@@ -1,0 +1,23 @@
+"""Where models run."""
+
+import torch
+
+from upcycle.errors import InputError
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called `name`; auto is the first accelerator that is there, else the CPU.
+
+    Raises InputError when there is no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # refuses the meta device too
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            "no such device", found=name, expected=f"auto, cpu{f' or {accelerator}' if accelerator else ''}"
+        ) from error
+    return device

@@ -1,0 +1,131 @@
+"""What stock routers decide, recorded while a model of transformers runs.
+
+A router is the module beside `experts` in a sparse block whose call gives (logits, weights, chosen experts): so it is
+in every mixture of experts of transformers that upcycle knows, whatever its scoring is. A forward hook sees what the
+experts see, and the logits keep their gradient; nothing of the model is replaced.
+
+Shapes: L layers, T tokens, E experts, K top-k, D hidden.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from upcycle.errors import UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Where one layer decides."""
+
+    name: str  # of the router module in the model
+    module: nn.Module
+    experts_name: str
+    experts: nn.Module
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What one router decided for the tokens of one forward pass."""
+
+    logits_TE: Tensor  # raw, with gradient
+    weights_TK: Tensor  # with which the experts' outputs are added
+    chosen_TK: Tensor  # int64
+
+
+def find_routers(model: nn.Module) -> list[Router]:
+    """Return the routers of `model` in the order of its layers; none for a dense model.
+
+    Raises UnsupportedError for a block with experts and no router that is known.
+    """
+    found = []
+    for name, block in model.named_modules():
+        experts = getattr(block, "experts", None)
+        if not isinstance(experts, nn.Module):
+            continue
+        beside = [(child, module) for child, module in block.named_children() if _is_router(module)]
+        if len(beside) != 1:
+            raise UnsupportedError("the router cannot be told", where=name, found=f"{len(beside)} modules like one")
+        child, module = beside[0]
+        found.append(Router(f"{name}.{child}", module, f"{name}.experts", experts))
+    return found
+
+
+def _is_router(module: nn.Module) -> bool:
+    """transformers calls them ...TopKRouter, ...TopkRouter, ...Router and, in Hunyuan, ...Gate; a gate of a shared
+    expert is a plain linear layer.
+    """
+    return type(module).__name__.endswith(("Router", "Gate"))
+
+
+@dataclass
+class Recorder:
+    """Keeps what the routers decide during `recording`, and nothing at other times.
+
+    Gradient checkpointing runs layers a second time, within the backward pass: that is not recorded.
+    """
+
+    routers: list[Router]
+    seen: list[Routing] = field(default_factory=list)
+    _on: bool = False
+
+    def __post_init__(self) -> None:
+        """Hook every router."""
+        for router in self.routers:
+            router.module.register_forward_hook(self._keep)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Routing]]:
+        """Yield the list that what comes by is added to, layer by layer."""
+        self.seen, self._on = [], True
+        try:
+            yield self.seen
+        finally:
+            self._on = False
+
+    def _keep(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+        if self._on:
+            self.seen.append(_read(module, output))
+
+
+def _read(module: nn.Module, output: Any) -> Routing:
+    if not (isinstance(output, tuple) and len(output) == 3) or output[2].is_floating_point():
+        raise UnsupportedError(
+            "is a router of another kind", where=type(module).__name__, expected="logits, weights and chosen experts"
+        )
+    return Routing(*output)
+
+
+def softmax_scores(logits_TE: Tensor) -> Tensor:
+    """Return probabilities `(..., E)`, float32, of a softmax router."""
+    return torch.softmax(logits_TE.float(), dim=-1)
+
+
+def sigmoid_scores(logits_TE: Tensor) -> Tensor:
+    """Return a sigmoid router's affinities `(..., E)`, float32, made to sum to one (2412.19437, eq. 18 and 19)."""
+    scores_TE = logits_TE.float().sigmoid()
+    return scores_TE / scores_TE.sum(-1, keepdim=True)
+
+
+SCORES = {"softmax": softmax_scores, "sigmoid": sigmoid_scores}
+"""How a router makes probabilities of logits."""
+
+
+@torch.no_grad()
+def scoring_of(routing: Routing) -> str | None:
+    """Return which of `SCORES` the router uses, read off the weights that it gave; None where they do not tell.
+
+    Whatever a router does to its scores afterwards, within a token it leaves their proportions as they were.
+    """
+    if routing.chosen_TK.shape[-1] == 1:
+        return None
+    fitting = []
+    for name, scores in SCORES.items():
+        ratio_TK = scores(routing.logits_TE).gather(-1, routing.chosen_TK) / routing.weights_TK.float().clamp(min=1e-12)
+        if ((ratio_TK / ratio_TK[:, :1] - 1).abs() < 0.05).all():  # bf16 weights have three digits
+            fitting.append(name)
+    return fitting[0] if len(fitting) == 1 else None

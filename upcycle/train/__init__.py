@@ -1,0 +1,1 @@
+"""Continued training: the loop, its state and its measurements."""

@@ -1,0 +1,123 @@
+"""Global batches: the same for every number of processes and micro-batches, made ahead by a thread.
+
+Every process reads the whole stream and takes its own sequences of each batch, so that it knows the number of target
+tokens of the whole batch without asking, and a batch is the same however it is cut.
+
+Shapes: B sequences of a micro-batch, S tokens of a sequence.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from queue import Queue
+from threading import Event, Thread
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upcycle.text.pack import Block
+from upcycle.text.state import StreamState
+from upcycle.text.stream import BlockStream
+
+IGNORED = -100
+"""What is asked for at a place where the loss asks for nothing; torch's name for it is ignore_index."""
+
+TARGETS = "next_ids"
+"""Of a micro-batch: the token after each, or IGNORED. Everything else are arguments of the model."""
+
+AHEAD = 2
+"""Batches that are made ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a batch is cut."""
+
+    sequences: int  # B, of a micro-batch
+    micro_batches: int
+    processes: int
+    rank: int
+
+    @property
+    def batch(self) -> int:
+        """Sequences of the whole batch."""
+        return self.sequences * self.micro_batches * self.processes
+
+    def own(self, blocks: Sequence[Block]) -> list[Sequence[Block]]:
+        """Return this process's micro-batches of a whole batch."""
+        size = self.sequences
+        starts = ((index * self.processes + self.rank) * size for index in range(self.micro_batches))
+        return [blocks[start : start + size] for start in starts]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's sequences, as this process sees them."""
+
+    micro_batches: list[dict[str, Tensor]]  # made by `as_tensors`
+    targets: int  # tokens that the loss asks for, over all processes
+    state: StreamState  # of the stream after this batch
+    epochs: tuple[float, ...]  # how often each source has been read
+
+
+def as_tensors(blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """Return `input_ids`, TARGETS and, where a document begins inside a sequence, `position_ids`, each `(B, S)`.
+
+    transformers keeps attention within documents where positions start again.
+    """
+    ids_BS = torch.from_numpy(np.stack([block.ids_T for block in blocks]).astype(np.int64))
+    asked_BS = torch.from_numpy(np.stack([block.target_T for block in blocks]))
+    next_BS = torch.full_like(ids_BS, IGNORED)
+    next_BS[:, :-1] = torch.where(asked_BS, ids_BS, IGNORED)[:, 1:]
+    tensors = {"input_ids": ids_BS, TARGETS: next_BS}
+    positions_BS = torch.from_numpy(np.stack([block.position_T for block in blocks]).astype(np.int64))
+    if (positions_BS[:, 1:] == 0).any():
+        tensors["position_ids"] = positions_BS
+    return tensors
+
+
+def target_count(blocks: Sequence[Block]) -> int:
+    """Return how many tokens of `blocks` the loss asks for."""
+    return int(sum(block.target_T[1:].sum() for block in blocks))
+
+
+class Batches:
+    """An endless iterator over the batches of a stream; `close` ends its thread."""
+
+    def __init__(self, stream: BlockStream, cut: Cut, *, pinned: bool) -> None:
+        """Begin to make batches; `pinned` puts them where a GPU fetches them without waiting."""
+        self._stream, self._cut, self._pinned = stream, cut, pinned
+        self._ready: Queue[Batch | BaseException] = Queue(AHEAD)
+        self._over = Event()
+        self._thread = Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches; raises what reading raises."""
+        while True:
+            made = self._ready.get()
+            if isinstance(made, BaseException):
+                raise made
+            yield made
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over.set()
+        while self._thread.is_alive():
+            while not self._ready.empty():
+                self._ready.get_nowait()
+            self._thread.join(0.05)
+
+    def _work(self) -> None:
+        try:
+            while not self._over.is_set():
+                self._ready.put(self._make())
+        except BaseException as error:  # to be raised where the batches are used
+            self._ready.put(error)
+
+    def _make(self) -> Batch:
+        blocks = [self._stream.next() for _ in range(self._cut.batch)]
+        micro_batches = [as_tensors(own) for own in self._cut.own(blocks)]
+        if self._pinned:
+            micro_batches = [{name: value.pin_memory() for name, value in one.items()} for one in micro_batches]
+        return Batch(micro_batches, target_count(blocks), self._stream.state(), tuple(self._stream.epochs))

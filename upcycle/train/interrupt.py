@@ -1,0 +1,42 @@
+"""SIGTERM and SIGINT: the step that is running ends, its state is saved, and only then the signal has its effect."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupt:
+    """A context that notes signals; a second one takes effect at once."""
+
+    def __init__(self) -> None:
+        """Note nothing yet."""
+        self.number = 0  # of the signal that came; 0: none
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupt":
+        """Take the signals over, where this is the thread that gets them."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def take_effect(self, number: int) -> None:
+        """Do what the signal would have done; does not return, unless somebody ignores it."""
+        self._restore()
+        signal.raise_signal(number)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            self.take_effect(number)
+        self.number = number
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

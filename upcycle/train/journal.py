@@ -1,0 +1,112 @@
+"""Telling what happens: to `metrics.jsonl`, to whoever watches, and to a tracker."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+
+from upcycle.train.alerts import Watch
+
+if TYPE_CHECKING:
+    from upcycle.train.loop import Observer
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Journal:
+    """A context in which lines are written, on the main process; on the others it keeps silent."""
+
+    def __init__(self, out: Path, done: int, accelerator: Accelerator, observer: "Observer") -> None:
+        """Open `out`'s file: of a run that goes on after `done` steps the lines until there stay, of a new one none."""
+        self._accelerator, self._observer, self._done = accelerator, observer, done
+        self._watch = Watch()
+        self._losses: list[float] = []
+        self._eval_losses: list[float] = []
+        self._file = _reopened(out / METRICS_FILE, done, self._remember) if accelerator.is_main_process else None
+
+    def __enter__(self) -> "Journal":
+        """Return itself."""
+        return self
+
+    def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Of the first and the last step."""
+        return (self._losses[0], self._losses[-1]) if self._losses else ()
+
+    @property
+    def eval_losses(self) -> tuple[float, ...]:
+        """All that were measured."""
+        return tuple(self._eval_losses)
+
+    def begin(self, total_steps: int) -> None:
+        """Tell that training begins or goes on."""
+        if self._file:
+            self._observer.begin(total_steps, self._done)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Tell a step."""
+        if not self._file:
+            return
+        alerts = self._remember(line)
+        if alerts:
+            line["alerts"] = alerts
+        self._file.write(_text(line))
+        self._file.flush()
+        self._observer.step(line)
+        for alert in alerts:
+            self._observer.note(alert)
+        if self._accelerator.trackers:
+            self._accelerator.log(dict(_numbers(line)), step=line["step"])
+
+    def note(self, text: str) -> None:
+        """Tell something else."""
+        if self._file:
+            self._observer.note(text)
+
+    def _remember(self, line: Mapping[str, Any]) -> list[str]:
+        self._losses += [line["loss"]] if line.get("loss") is not None else []
+        self._eval_losses += [line["eval_loss"]] if line.get("eval_loss") is not None else []
+        return self._watch.see(dict(line))
+
+
+def _reopened(path: Path, done: int, remember: Any) -> Any:
+    kept = [line for line in _whole_lines(path) if line["step"] <= done] if done else []
+    for line in kept:
+        remember(line)
+    path.write_text("".join(map(_text, kept)), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines up to the first that is cut off, as the last one is after a kill."""
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        yield line
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def _numbers(line: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a line under names such as `grad_norm/router`, for trackers."""
+    for name, value in line.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{before}{name}/")
+        elif isinstance(value, list):
+            for number, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    yield from _numbers(item, f"{before}{name}/{number}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and name not in ("step", "layer"):
+            yield before + name, value

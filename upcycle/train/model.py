@@ -1,0 +1,185 @@
+"""The model that is trained: loaded by stock transformers, its parameters sorted into groups."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from upcycle.checkpoint.reader import (
+    CHAT_TEMPLATE_FILES,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    TOKENIZER_FILES,
+    present_files,
+)
+from upcycle.errors import InputError
+from upcycle.moe.routing import Router, find_routers
+from upcycle.recipe.train import Train, TrainDtype, Trained
+from upcycle.train.lora import DIRECTORY, is_adapted, plain_name, restore, wrapped
+from upcycle.train.precision import keep_routers_fp32, state_for_saving
+
+GROUPS = ("router", "experts", "rest")
+"""Of parameters: each has its learning rate and its gradient norm."""
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+SIDE_FILES = (GENERATION_FILE, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES)
+"""What goes from the model to its successor as it is."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model, and what of it is trained."""
+
+    source: Path
+    model: Any  # a causal language model of transformers, or peft's wrapper of one
+    tokenizer: Any
+    routers: list[Router]
+    groups: dict[str, dict[str, nn.Parameter]]  # router, experts, rest -> name -> trained parameter
+    dtype: torch.dtype
+
+    def active_parameters(self, share: float) -> int:
+        """Return the parameters that multiply for one token, when it uses `share` of every layer's experts.
+
+        The table of embeddings is none of them, unless it is also the head.
+        """
+        inside = sum(p.numel() for router in self.routers for p in router.experts.parameters())
+        table, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        looked_up = 0 if head is not None and head.weight is table.weight else table.weight.numel()
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        return int(total - inside + share * inside - looked_up)
+
+    def save(self, directory: Path, *, merged: bool) -> None:
+        """Write the model as stock transformers reads it.
+
+        Weights have the names and the layout of a checkpoint, whatever they have in memory; config, tokenizer and
+        chat template are those of the model it began as, but for the data type. With LoRA it is the adapter, or with
+        `merged`, which ends the training, the model that it makes, and the adapter in the directory `lora.DIRECTORY`.
+        """
+        model = self.model
+        if is_adapted(model):
+            model.save_pretrained(directory / DIRECTORY if merged else directory)
+            if merged:
+                model = model.merge_and_unload()
+        if not is_adapted(model):
+            model.save_pretrained(directory, state_dict=state_for_saving(model), max_shard_size="5GB")
+        for name in SIDE_FILES:
+            (directory / name).unlink(missing_ok=True)
+            if (self.source / name).is_file():
+                shutil.copyfile(self.source / name, directory / name)
+        if (directory / CONFIG_FILE).exists():
+            config = json.loads((self.source / CONFIG_FILE).read_bytes())
+            named = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
+            config.update(dict.fromkeys(named, str(self.dtype).removeprefix("torch.")))
+            (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load(source: Path, request: Train, device: torch.device, checkpoint: Path | None = None) -> Trainee:
+    """Return the model in `source` on `device`, its parameters chosen and sorted, as it is in `checkpoint` if given.
+
+    Raises InputError when transformers cannot load it, or when weights are missing or superfluous.
+    """
+    dtype, lora = _dtype(request.dtype, device), request.train == "lora"
+    model = _stock_model(source if lora or checkpoint is None else checkpoint, request, dtype)
+    routers = find_routers(model)
+    if request.train in ("experts", "router") and not routers:
+        raise InputError("has no experts", where=source, hint="--train all trains a dense model")
+    model.config.use_cache = False
+    if hasattr(model.config, "output_router_logits"):
+        model.config.output_router_logits = False  # transformers' own loss pools the layers
+    if request.gradient_checkpointing:
+        old_name = model.gradient_checkpointing_enable  # the only one in transformers 5.17
+        getattr(model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
+    if dtype != torch.float32:
+        keep_routers_fp32(router.module for router in routers)
+    if lora:
+        model = wrapped(model, routers, request)
+        if checkpoint is not None:
+            restore(model, checkpoint)
+    groups = _groups(model if request.load_in_4bit else model.to(device), routers, request.train)
+    return Trainee(source, model, _tokenizer(source, model.config.vocab_size), routers, groups, dtype)
+
+
+def _dtype(asked: TrainDtype, device: torch.device) -> torch.dtype:
+    if asked != "auto":
+        return DTYPES[asked]
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _stock_model(source: Path, request: Train, dtype: torch.dtype) -> Any:
+    disable_progress_bar()
+    given = {
+        "attn_implementation": request.attn_implementation,
+        "experts_implementation": request.experts_implementation,
+    }
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{name: value for name, value in given.items() if value is not None},
+            **(_four_bits(dtype) if request.load_in_4bit else {}),
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"transformers cannot load this model ({error})", where=source) from error
+    for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if told[trouble]:
+            name = sorted(told[trouble], key=str)[0]
+            raise InputError(
+                "the weights do not fit the config", where=source, found=f"{trouble.replace('_', ' ')}, such as {name}"
+            )
+    return model
+
+
+def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments that hold linear layers in 4 bits (NF4, 2305.14314)."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise InputError("--load-in-4bit needs bitsandbytes", hint="pip install bitsandbytes") from None
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config}
+
+
+def _tokenizer(source: Path, vocabulary: int) -> Any:
+    if not present_files(source, TOKENIZER_FILES):
+        raise InputError(
+            "holds no tokenizer", where=source, hint="`upcycle convert --tokenizer DIR` takes one from elsewhere"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if len(tokenizer) > vocabulary:
+        raise InputError(
+            "the tokenizer does not fit the model", where=source, found=f"{len(tokenizer)} tokens",
+            expected=f"at most the vocabulary's {vocabulary}",
+        )  # fmt: skip
+    return tokenizer
+
+
+def _groups(model: nn.Module, routers: list[Router], trained: Trained) -> dict[str, dict[str, nn.Parameter]]:
+    """Sort the parameters that are trained, and freeze the others; with LoRA peft has done that."""
+    groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUPS}
+    for name, parameter in model.named_parameters():
+        kind = _kind(plain_name(name), routers)
+        if trained != "lora":
+            parameter.requires_grad_(trained in ("all", kind))
+        if parameter.requires_grad:
+            groups[kind][name] = parameter
+    return groups
+
+
+def _kind(name: str, routers: list[Router]) -> str:
+    for router in routers:
+        if name.startswith(f"{router.name}."):
+            return "router"
+        if name.startswith(f"{router.experts_name}."):
+            return "experts"
+    return "rest"

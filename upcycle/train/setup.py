@@ -1,0 +1,220 @@
+"""Everything that a training run needs, made ready: processes, directory, model, optimizer, data."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, broadcast_object_list
+
+from upcycle.checkpoint.reader import CONFIG_FILE
+from upcycle.errors import InputError, UpcycleError
+from upcycle.moe.device import find_device
+from upcycle.recipe.train import Train, decisive
+from upcycle.text.stream import BlockStream, held_out_blocks
+from upcycle.train.batches import Batches, Cut
+from upcycle.train.checkpoints import Run, open_run
+from upcycle.train.evaluate import Evaluation
+from upcycle.train.model import GROUPS, Trainee, load
+from upcycle.train.objective import Coefficients, RouterObjective
+from upcycle.train.optimizer import Optimizer
+from upcycle.train.state import Progress, read_state
+from upcycle.train.step import Stepper
+
+FREE = ("recipe.max_steps", "recipe.eval_data")
+"""What may change when a run is resumed; with another number of steps the learning rate falls in another way."""
+
+TRACKER_LOGS = "logs"
+PLOTS = "plots"  # where `upcycle plot` puts its pictures
+BESIDE = ("metrics.jsonl", TRACKER_LOGS, PLOTS)
+
+_DATA_PARALLEL = {
+    DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+}  # fmt: skip
+
+
+@dataclass
+class Setup:
+    """A run that can begin."""
+
+    request: Train
+    accelerator: Accelerator
+    directory: Run | None  # None but on the main process
+    trainee: Trainee
+    optimizer: Optimizer
+    stepper: Stepper
+    stream: BlockStream
+    evaluation: Evaluation | None
+    progress: Progress
+
+    @property
+    def out(self) -> Path:
+        """The run's directory."""
+        return Path(self.request.out).expanduser()
+
+    @property
+    def cut(self) -> Cut:
+        """How batches are cut."""
+        request, accelerator = self.request, self.accelerator
+        return Cut(request.batch_size, request.grad_accum, accelerator.num_processes, accelerator.process_index)
+
+    def batches(self) -> Batches:
+        """Begin to read."""
+        return Batches(self.stream, self.cut, pinned=self.accelerator.device.type == "cuda")
+
+
+@contextmanager
+def set_up(source: Path, request: Train) -> Iterator[Setup]:
+    """Make a run ready, from the newest checkpoint where it is to be resumed, and hold its directory.
+
+    Raises InputError for what cannot be used, StagingError when another process holds the directory.
+    """
+    accelerator = _accelerator(request)
+    with ExitStack() as stack:
+        stack.callback(accelerator.end_training)
+        directory = None
+        if accelerator.is_main_process:
+            directory = stack.enter_context(_open(source, request, accelerator))
+        checkpoint = _agreed(directory.newest() if directory and request.resume else None)
+        trainee = load(source, request, accelerator.device, checkpoint)
+        _check_length(trainee, request)
+        optimizer = _optimizer(trainee, request)
+        progress = read_state(checkpoint, optimizer) if checkpoint else Progress(0, 0, None)
+        if progress.step > request.max_steps:
+            raise InputError(
+                "the run has made more steps than it is asked for", where=request.out, found=progress.step,
+                expected=f"at most --max-steps {request.max_steps}",
+            )  # fmt: skip
+        stream = _stream(trainee, request)
+        if progress.stream is not None:
+            stream.restore(progress.stream)
+        evaluation = _evaluation(trainee, request, accelerator)
+        if request.compile:
+            trainee.model.compile()
+        coefficients = Coefficients(
+            request.balance_coef, request.importance_coef, request.z_coef, request.balance_scope
+        )
+        stepper = Stepper(accelerator, trainee, optimizer, RouterObjective(coefficients))
+        trainee.model.train()
+        yield Setup(request, accelerator, directory, trainee, optimizer, stepper, stream, evaluation, progress)
+
+
+def _accelerator(request: Train) -> Accelerator:
+    """Return accelerate's view of the processes; raise UpcycleError unless as many work together as were started."""
+    device = find_device(request.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    try:
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",  # autocast would wrap the experts, and halves the speed of fused ones
+            gradient_accumulation_steps=1,  # losses are scaled here
+            log_with=None if request.tracker == "none" else request.tracker,
+            project_dir=str(Path(request.out).expanduser() / TRACKER_LOGS),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UpcycleError(f"accelerate cannot bring the processes together ({error})") from error
+    if accelerator.distributed_type not in _DATA_PARALLEL:
+        raise InputError(
+            "trains data-parallel only", found=str(accelerator.distributed_type), expected="no FSDP, DeepSpeed or TPU"
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    together = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
+    if not started == together == accelerator.num_processes:
+        raise UpcycleError(
+            f"{started} processes were started and {together} work together: on CPUs set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def _open(source: Path, request: Train, accelerator: Accelerator) -> Any:
+    whole = decisive(request)
+    batch = whole.pop("batch_size") * whole.pop("grad_accum") * accelerator.num_processes
+    local = [path for one in (*request.data, *request.eval_data) if (path := Path(one).expanduser()).exists()]
+    return open_run(
+        Path(request.out).expanduser(),
+        {"recipe": whole, "batch": batch, "model": _identity(source)},
+        model=source,
+        data=local,
+        resume=request.resume,
+        overwrite=request.overwrite,
+        free=FREE,
+        beside=BESIDE,
+    )
+
+
+def _identity(source: Path) -> dict[str, Any]:
+    """What tells a model from another: its config, and the size and the first megabyte of each weight file."""
+    identity: dict[str, Any] = {CONFIG_FILE: hashlib.sha256((source / CONFIG_FILE).read_bytes()).hexdigest()}
+    for path in sorted(source.glob("*.safetensors")):
+        with path.open("rb") as file:
+            identity[path.name] = [path.stat().st_size, hashlib.sha256(file.read(2**20)).hexdigest()]
+    return identity
+
+
+def _agreed(checkpoint: Path | None) -> Path | None:
+    """Return what the main process found."""
+    found = [checkpoint]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def _check_length(trainee: Trainee, request: Train) -> None:
+    longest = getattr(trainee.model.config, "max_position_embeddings", None)
+    if longest is not None and request.seq_len > longest:
+        raise InputError(
+            "sequences are longer than the model's positions", where=request.model, found=request.seq_len,
+            expected=f"at most {longest} (config.json: max_position_embeddings)", hint="set --seq-len",
+        )  # fmt: skip
+
+
+def _optimizer(trainee: Trainee, request: Train) -> Optimizer:
+    return Optimizer(
+        {name: group for name, group in trainee.groups.items() if group},
+        lr=rates(request),
+        weight_decay=request.weight_decay,
+        betas=(request.beta1, request.beta2),
+        eps=1e-8,
+        kind=request.optimizer,
+    )
+
+
+def rates(request: Train) -> dict[str, float]:
+    """Return the peak learning rate of each group of parameters."""
+    own = {"router": request.router_lr, "experts": request.expert_lr}
+    return {name: request.lr if (rate := own.get(name)) is None else rate for name in GROUPS}
+
+
+def _stream(trainee: Trainee, request: Train) -> BlockStream:
+    return BlockStream(
+        request.data,
+        trainee.tokenizer,
+        seq_len=request.seq_len,
+        seed=request.seed,
+        weights=request.data_weight,
+        shuffle=request.shuffle,
+        held_out=request.eval_split,
+        text_field=request.text_field,
+    )
+
+
+def _evaluation(trainee: Trainee, request: Train, accelerator: Accelerator) -> Evaluation | None:
+    if not (request.eval_data or request.eval_split):
+        return None
+    blocks = held_out_blocks(
+        request.eval_data or request.data,
+        trainee.tokenizer,
+        seq_len=request.seq_len,
+        seed=request.seed,
+        fraction=None if request.eval_data else request.eval_split,
+        limit=request.eval_batches * request.batch_size * accelerator.num_processes,
+        text_field=request.text_field,
+    )
+    return Evaluation(blocks, request.batch_size)
