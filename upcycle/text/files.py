@@ -153,6 +153,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 READERS: dict[str, Reader] = {
     ".txt": read_txt,
+    ".md": read_txt,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".json-lines": read_jsonl,

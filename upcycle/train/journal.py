@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
+from upcycle.checkpoint.writer import write_durably
 from upcycle.train.alerts import Watch
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def _reopened(path: Path, done: int, remember: Any) -> Any:
     kept = [line for line in _whole_lines(path) if line["step"] <= done] if done else []
     for line in kept:
         remember(line)
-    path.write_text("".join(map(_text, kept)), encoding="utf-8")
+    staged = path.with_name(f"{path.name}.partial")
+    write_durably(staged, "".join(map(_text, kept)).encode())
+    staged.replace(path)
     return path.open("a", encoding="utf-8")
 
 

@@ -25,7 +25,7 @@ from upcycle.train.manifest import read_manifest
 from upcycle.train.metrics import Fetched, Meter, describe, expert_cosines, fetch
 from upcycle.train.schedule import learning_rate_factor
 from upcycle.train.setup import Setup, rates, set_up
-from upcycle.train.state import Progress, seed_of, write_state
+from upcycle.train.state import DIRECTORY, Progress, seed_of, write_state
 
 
 class Observer(Protocol):
@@ -177,4 +177,6 @@ class _Loop:
         self._save(final=True)
         if setup.directory is not None:
             checkpoint = checkpoint_path(setup.out, self.progress.step)
-            setup.directory.finish(checkpoint, [name for name in read_manifest(checkpoint).files if "/" not in name])
+            setup.directory.finish(
+                checkpoint, [name for name in read_manifest(checkpoint).files if not name.startswith(f"{DIRECTORY}/")]
+            )
