@@ -65,7 +65,7 @@ def test_global_batch_scope_sees_the_whole_batch(moe: Path, text: Path, tmp_path
 
 def test_micro_batch_scope_depends_on_the_micro_batch(moe: Path, text: Path, tmp_path: Path) -> None:
     """What transformers' own loss does, for comparison: no bug here, but why `sequence` is the default."""
-    settings = {"balance_scope": "micro-batch", "max_steps": 1}
+    settings: dict[str, Any] = {"balance_scope": "micro-batch", "max_steps": 1}
     whole = run_train(moe, tmp_path / "whole", text, batch_size=BATCH, **settings)
     parts = run_train(moe, tmp_path / "parts", text, batch_size=1, grad_accum=BATCH, **settings)
     assert abs(lines(whole)[0]["balance_loss"] - lines(parts)[0]["balance_loss"]) > 1e-3

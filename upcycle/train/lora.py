@@ -61,6 +61,13 @@ def is_adapted(model: Any) -> bool:
     return isinstance(model, PeftModel)
 
 
+def adapted(model: Any, adapter: Path) -> Any:
+    """Return peft's wrapper of a model with an adapter from disk."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(model, str(adapter))
+
+
 def restore(model: Any, checkpoint: Path) -> None:
     """Give an adapted model the adapter in a checkpoint; raise InputError unless it fits exactly."""
     directory = checkpoint / DIRECTORY if (checkpoint / DIRECTORY).is_dir() else checkpoint

@@ -21,7 +21,7 @@ from upcycle.checkpoint.reader import (
 from upcycle.errors import InputError
 from upcycle.moe.routing import Router, find_routers
 from upcycle.recipe.train import Train, TrainDtype, Trained
-from upcycle.train.lora import DIRECTORY, is_adapted, plain_name, restore, wrapped
+from upcycle.train.lora import DIRECTORY, adapted, is_adapted, plain_name, restore, wrapped
 from upcycle.train.precision import keep_routers_fp32, state_for_saving
 
 GROUPS = ("router", "experts", "rest")
@@ -42,6 +42,7 @@ class Trainee:
     routers: list[Router]
     groups: dict[str, dict[str, nn.Parameter]]  # router, experts, rest -> name -> trained parameter
     dtype: torch.dtype
+    four_bits: bool = False  # frozen linear layers are held so
 
     def active_parameters(self, share: float) -> int:
         """Return the parameters that multiply for one token, when it uses `share` of every layer's experts.
@@ -65,7 +66,7 @@ class Trainee:
         if is_adapted(model):
             model.save_pretrained(directory / DIRECTORY if merged else directory)
             if merged:
-                model = model.merge_and_unload()
+                model = self._merged(directory / DIRECTORY)
         if not is_adapted(model):
             model.save_pretrained(directory, state_dict=state_for_saving(model), max_shard_size="5GB")
         for name in SIDE_FILES:
@@ -77,6 +78,13 @@ class Trainee:
             named = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
             config.update(dict.fromkeys(named, str(self.dtype).removeprefix("torch.")))
             (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def _merged(self, adapter: Path) -> Any:
+        """The model with its low-rank updates added: of one in 4 bits, to the weights it was rounded from."""
+        if not self.four_bits:
+            return self.model.merge_and_unload()
+        whole = AutoModelForCausalLM.from_pretrained(self.source, dtype=self.dtype, trust_remote_code=False)
+        return adapted(whole, adapter).merge_and_unload()
 
 
 def load(source: Path, request: Train, device: torch.device, checkpoint: Path | None = None) -> Trainee:
@@ -102,7 +110,15 @@ def load(source: Path, request: Train, device: torch.device, checkpoint: Path | 
         if checkpoint is not None:
             restore(model, checkpoint)
     groups = _groups(model if request.load_in_4bit else model.to(device), routers, request.train)
-    return Trainee(source, model, _tokenizer(source, model.config.vocab_size), routers, groups, dtype)
+    return Trainee(
+        source,
+        model,
+        _tokenizer(source, model.config.vocab_size),
+        routers,
+        groups,
+        dtype,
+        request.load_in_4bit,
+    )
 
 
 def _dtype(asked: TrainDtype, device: torch.device) -> torch.dtype:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from upcycle.train.optimizer import Optimizer
 from upcycle.train.state import Progress, read_state
 from upcycle.train.step import Stepper
 
-FREE = ("recipe.max_steps", "recipe.eval_data")
+FREE = tuple(f"recipe.{name}" for name in ("max_steps", "save_every", "eval_data", "eval_every", "eval_batches"))
 """What may change when a run is resumed; with another number of steps the learning rate falls in another way."""
 
 TRACKER_LOGS = "logs"
@@ -102,12 +103,17 @@ def set_up(source: Path, request: Train) -> Iterator[Setup]:
         )
         stepper = Stepper(accelerator, trainee, optimizer, RouterObjective(coefficients))
         trainee.model.train()
+        _begin_tracking(accelerator, request)
         yield Setup(request, accelerator, directory, trainee, optimizer, stepper, stream, evaluation, progress)
 
 
 def _accelerator(request: Train) -> Accelerator:
     """Return accelerate's view of the processes; raise UpcycleError unless as many work together as were started."""
     device = find_device(request.device)
+    if request.tracker != "none" and find_spec(request.tracker) is None:
+        raise InputError(
+            f"--tracker {request.tracker} needs a package that is not here", hint=f"pip install {request.tracker}"
+        )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     try:
@@ -132,6 +138,13 @@ def _accelerator(request: Train) -> Accelerator:
             f"{started} processes were started and {together} work together: on CPUs set ACCELERATE_USE_CPU=true"
         )
     return accelerator
+
+
+def _begin_tracking(accelerator: Accelerator, request: Train) -> None:
+    if request.tracker == "none":
+        return
+    settings = {name: value for name, value in decisive(request).items() if isinstance(value, int | float | str)}
+    accelerator.init_trackers("upcycle", config=settings)
 
 
 def _open(source: Path, request: Train, accelerator: Accelerator) -> Any:
