@@ -61,6 +61,7 @@ docs: install
 
 bench: install
 	$(BIN)/python -m benchmarks.convert
+	$(BIN)/python -m benchmarks.train
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info

@@ -19,7 +19,7 @@ from statistics import median
 from benchmarks import models, xfs
 from benchmarks.measure import UPCYCLE, Usage, alternate, conversion, median_wall, read_through, remove, run
 from benchmarks.peers import against_mergekit
-from benchmarks.report import Figure, Section, listed, megabytes, page, shown
+from benchmarks.report import Figure, Section, head, listed, megabytes, shown, update
 from benchmarks.start import start_up
 
 RESULTS = Path(__file__).with_name("results.md")
@@ -143,7 +143,7 @@ def main() -> None:
     chosen.dir.mkdir(parents=True, exist_ok=True)
     sections = [part(chosen.dir) for name, part in parts.items() if chosen.only in (None, name)]
     if not chosen.only:
-        RESULTS.write_text(page(sections, chosen.dir), encoding="utf-8")
+        update(RESULTS, sections, head(chosen.dir))
         print(f"\n{RESULTS.name} written")
 
 

@@ -71,15 +71,23 @@ def listed(values: Sequence[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
-def page(sections: Sequence[Section], directory: Path) -> str:
-    """Return the whole results page."""
-    head = (
+def head(directory: Path) -> str:
+    """Return what comes before the sections of the results page."""
+    return (
         "# Results\n\n"
-        "Written by `make bench` (`python -m benchmarks.convert`). Wall time includes the `sync` where a command\n"
-        "shows one; memory is the largest resident size, from `wait4`. MB and GB are decimal.\n\n"
+        "Written by `make bench` (`python -m benchmarks.convert`, `python -m benchmarks.train`). Wall time includes\n"
+        "the `sync` where a command shows one; memory is the largest resident size, from `wait4`. MB and GB are\n"
+        "decimal.\n\n"
         f"Machine: {machine(directory)}.\n\n"
     )
-    return head + "\n".join(section.markdown() for section in sections)
+
+
+def update(results: Path, sections: Sequence[Section], head: str = "") -> None:
+    """Put sections where those of the same titles are in a page, or at its end; `head` is to come before them all."""
+    old_head, *old = re.split(r"(?m)^(?=## )", results.read_text(encoding="utf-8")) if results.exists() else [""]
+    parts = {text.partition("\n")[0]: text.rstrip("\n") for text in old}
+    parts |= {text.partition("\n")[0]: text.rstrip("\n") for text in (section.markdown() for section in sections)}
+    results.write_text((head or old_head) + "\n\n".join(parts.values()) + "\n", encoding="utf-8")
 
 
 def machine(directory: Path) -> str:

@@ -1,8 +1,8 @@
 """One training in a process of its own, with the time at which each step ended.
 
-python -m benchmarks.steps {upcycle,trainer} MODEL TRAINEE ... prints JSON. A step lasts from the end of the one before to
-its own, so that everything counts that is done in a step: reading, logging, alerts, metrics. Both sides stop after the
-last step, before a model would be saved, and write what they have to say to a file beside OUT.
+python -m benchmarks.steps {upcycle,trainer} MODEL TRAINEE ... prints JSON. A step lasts from the end of the one before
+to its own, so that everything counts that is done in a step: reading, logging, alerts, metrics. Both sides stop after
+the last step, before a model would be saved, and write what they have to say to a file beside OUT.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.trainees import BLOCKS, TEXT
 
 LR, WARMUP, WEIGHT_DECAY, BETAS, CLIP = 3e-4, 4, 0.1, (0.9, 0.95), 1.0
 AUX_COEF, TOP_K = 0.01, 2
-"""Coefficient of transformers' balance loss; it counts every choice, so ours is top-k times as large for the same loss."""
+"""Coefficient of transformers' balance loss; it counts every choice, so that ours is top-k times as large."""
 
 
 @dataclass
@@ -37,9 +37,9 @@ class _EnoughError(Exception):
 
 def with_upcycle(chosen: argparse.Namespace) -> Measured:
     """Train with `upcycle train`, its panel and all its losses on."""
-    from upcycle.recipe import Train
     from upcycle.cli.panel import Panel
     from upcycle.pipeline.stages import train
+    from upcycle.recipe import Train
 
     measured = Measured()
 
@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("--experts-implementation")
     parser.add_argument("--compile", action="store_true")
     chosen = parser.parse_args()
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # one process, one GPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[
+        0
+    ]  # one process, one GPU
     chosen.out.mkdir(parents=True, exist_ok=True)
     train = {"upcycle": with_upcycle, "trainer": with_trainer}[chosen.side]
     with chosen.out.with_suffix(".log").open("w", encoding="utf-8") as log, redirect_stderr(log):

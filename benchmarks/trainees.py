@@ -103,7 +103,9 @@ def _write_text(directory: Path, size: Size) -> None:
 
     count = MOST_STEPS * size.batch_size
     words = (DATA / "sample.txt").read_text(encoding="utf-8").split()
-    drawn = np.random.Generator(np.random.PCG64(0)).choice(words, (count * size.seq_len // 8, 10))  # a token at least each
+    drawn = np.random.Generator(np.random.PCG64(0)).choice(
+        words, (count * size.seq_len // 8, 10)
+    )  # a token at least each
     text = directory / TEXT
     text.write_text("\n".join(" ".join(line) for line in drawn), encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(directory / DENSE)

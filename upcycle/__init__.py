@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from upcycle.errors import InputError, UpcycleError
     from upcycle.pipeline.stages import run
-    from upcycle.recipe import Convert, Generate, Plan, Verify
+    from upcycle.recipe import Convert, Generate, Plan, Plot, Train, Verify
 
 # No function is named like a subpackage (convert, plan): importing the subpackage would replace it.
 _API = {
@@ -28,10 +28,14 @@ _API = {
     "InputError": "upcycle.errors",
     "UpcycleError": "upcycle.errors",
     "Plan": "upcycle.recipe",
+    "Plot": "upcycle.recipe",
+    "Train": "upcycle.recipe",
     "Verify": "upcycle.recipe",
 }
 
-__all__ = ["Convert", "Generate", "InputError", "Plan", "UpcycleError", "Verify", "__version__", "run"]
+__all__ = [
+    "Convert", "Generate", "InputError", "Plan", "Plot", "Train", "UpcycleError", "Verify", "__version__", "run",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -77,8 +77,8 @@ class RouterObjective:
                 z_loss(logits_LBSE.flatten(1, 2)),
             ]
         )
-        weights_3 = losses_3L.new_tensor([getattr(self.coefficients, name) for name in ROUTER_LOSSES])
-        total = (weights_3 * losses_3L.mean(1)).sum()
+        means = zip(ROUTER_LOSSES, losses_3L.mean(1), strict=True)
+        total = torch.stack([getattr(self.coefficients, name) * mean for name, mean in means]).sum()
         return total, _statistics(losses_3L, probabilities_LBSE, chosen_LBSK)
 
     def _scoring(self, seen: Sequence[Routing]) -> Callable[[Tensor], Tensor]:

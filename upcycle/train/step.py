@@ -117,7 +117,7 @@ class Stepper:
 
     def _agreed(self, flat: Tensor, signal: int) -> tuple[Tensor, Tensor]:
         """Return the mean of `flat` and the largest signal over all processes, and average gradients if it is due."""
-        stop = flat.new_tensor([float(signal)])
+        stop = flat.new_full((1,), float(signal))
         if self.accelerator.num_processes > 1:
             if self._sums_here:
                 for gradient in self.optimizer.gradients():
