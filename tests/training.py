@@ -3,13 +3,13 @@
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from upcycle.pipeline import stages
 from upcycle.recipe import Train
@@ -45,6 +45,17 @@ def train_words(model: Path, out: Path, text: Path, **fields: Any) -> list[str]:
     return words
 
 
+def launched(words: list[str]) -> list[str]:
+    """Return a command line that trains on two processes: accelerate calls that a multi-GPU launch without GPUs.
+
+    It takes ACCELERATE_USE_CPU=true in the environment, and the processes talk over gloo.
+    """
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                "--num_cpu_threads_per_process", "1", "--main_process_port", "0", "-m"]  # fmt: skip
+    return [*launcher, *words[2:]]
+
+
 def lines(out: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, but for the measurement before the first step."""
     text = (out / "metrics.jsonl").read_text(encoding="utf-8")
@@ -59,7 +70,8 @@ def losses(out: Path) -> list[float]:
 def told(out: Path) -> list[dict[str, Any]]:
     """All that the metrics say, but for times."""
     text = (out / "metrics.jsonl").read_text(encoding="utf-8")
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMING} for line in text.splitlines()]
+    told = [json.loads(line) for line in text.splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMING} for line in told]
 
 
 def steps(out: Path) -> int:
@@ -80,9 +92,9 @@ class Command:
     """`upcycle` in a process of its own."""
 
     def __init__(self, words: list[str], heard: Path, before: Callable[[], None] | None = None) -> None:
-        """Start it; `before` is called in the process first, what it says to standard error is put into `heard`."""
+        """Start it; `before` is called in the process first, what it says to standard error goes into `heard`."""
         self.heard = heard
-        self._process = FORKS.Process(target=_command, args=(words[3:], heard, before))
+        self._process = FORKS.Process(target=_command, args=(torch.get_num_threads(), words[3:], heard, before))
         self._process.start()
 
     def wait_for_step(self, step: int) -> None:
@@ -104,9 +116,10 @@ class Command:
         return self._process.exitcode, [line for line in said if line.startswith("upcycle: ")]
 
 
-def _command(words: list[str], heard: Path, before: Callable[[], None] | None) -> None:
+def _command(threads: int, words: list[str], heard: Path, before: Callable[[], None] | None) -> None:
     from upcycle.cli.main import main
 
+    torch.set_num_threads(threads)
     with heard.open("w") as file:
         os.dup2(file.fileno(), 2)
     if before:

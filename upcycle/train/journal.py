@@ -1,7 +1,9 @@
 """Telling what happens: to `metrics.jsonl`, to whoever watches, and to a tracker."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 
 from upcycle.checkpoint.writer import write_durably
+from upcycle.errors import StagingError
 from upcycle.train.alerts import Watch
 
 if TYPE_CHECKING:
@@ -33,9 +36,10 @@ class Journal:
         return self
 
     def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        """Close the file."""
+        """Close the file; on a full disk what is left to write is lost a second time."""
         if self._file:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -59,13 +63,21 @@ class Journal:
         alerts = self._remember(line)
         if alerts:
             line["alerts"] = alerts
-        self._file.write(_text(line))
-        self._file.flush()
+        try:
+            self._file.write(_text(line))
+            self._file.flush()
+        except OSError as error:
+            raise StagingError(f"{self._file.name}: {error.strerror}") from error
         self._observer.step(line)
         for alert in alerts:
             self._observer.note(alert)
         if self._accelerator.trackers:
             self._accelerator.log(dict(_numbers(line)), step=line["step"])
+
+    def sync(self) -> None:
+        """Bring the lines onto the disk, as a checkpoint that follows them will be."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
     def note(self, text: str) -> None:
         """Tell something else."""

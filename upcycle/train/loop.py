@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from accelerate.utils import gather_object
 
-from upcycle.errors import UpcycleError
+from upcycle.errors import StagingError, UpcycleError
 from upcycle.recipe.train import Train
 from upcycle.train.batches import Batch
 from upcycle.train.diagnose import find_nonfinite
@@ -72,9 +72,10 @@ class _Loop:
 
     def run(self) -> Trained:
         setup, last = self.setup, self.setup.request.max_steps
+        self._check_weights()
         self.journal.begin(last)
         if setup.evaluation and not self.progress.step:
-            self.journal.add({"step": 0, "eval_loss": setup.evaluation(setup.stepper)})
+            self._tell({"step": 0, "eval_loss": setup.evaluation(setup.stepper)})
         if self.progress.step < last:
             batches = setup.batches()
             try:
@@ -113,7 +114,6 @@ class _Loop:
             self._save()
         if fetched.stop or (self.interrupt.number and setup.accelerator.num_processes == 1):
             self._give_way(fetched.stop or self.interrupt.number)
-        self.meter.restart()
 
     def _factor(self, step: int) -> float:
         request = self.setup.request
@@ -126,12 +126,34 @@ class _Loop:
         """Add what is measured only now and then, and tell the step."""
         setup = self.setup
         if step % setup.request.eval_every == 0 or step == setup.request.max_steps:
+            self._check_weights()
             if setup.evaluation:
                 line["eval_loss"] = setup.evaluation(setup.stepper)
             if setup.accelerator.is_main_process and setup.request.train != "lora":
                 for figures, cosine in zip(line["layers"], expert_cosines(setup.trainee.routers), strict=True):
                     figures["cosine"] = cosine
-        self.journal.add(line)
+            self.meter.restart()
+        self._tell(line)
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        """Tell a step; raise StagingError where the disk is full, UpcycleError where the held-out loss is no number."""
+        if not math.isfinite(line.get("eval_loss", 0.0)):
+            raise UpcycleError(f"step {line['step']}: the held-out loss is {line['eval_loss']}; {self._kept()}")
+        try:
+            self.journal.add(line)
+        except StagingError as error:
+            raise StagingError(f"{error}; {self._kept()}") from error
+
+    def _check_weights(self) -> None:
+        """Raise UpcycleError when a weight is NaN or infinite: such a model is neither measured nor saved."""
+        for name, parameter in self.setup.trainee.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise UpcycleError(f"step {self.progress.step}: the weight {name} is not finite; {self._kept()}")
+
+    def _kept(self) -> str:
+        if not self.saved:
+            return "there is no checkpoint yet"
+        return f"checkpoint-{self.saved:06d} is the last good checkpoint"
 
     def _stop(self, step: int, batch: Batch, fetched: Fetched) -> NoReturn:
         """Say where the NaN or infinity came from; nothing was changed by this step."""
@@ -144,14 +166,13 @@ class _Loop:
         causes = gather_object([find_nonfinite(setup.trainee.model, forward)])
         what = "the loss" if not math.isfinite(fetched.loss) else "the norm of the gradient"
         value = fetched.loss if not math.isfinite(fetched.loss) else fetched.norms["total"]
-        kept = (
-            f"checkpoint-{self.saved:06d} is the last good checkpoint" if self.saved else "there is no checkpoint yet"
-        )
-        raise UpcycleError(f"step {step}: {what} is {value}, from {causes[0]}; {kept}")
+        raise UpcycleError(f"step {step}: {what} is {value}, from {causes[0]}; {self._kept()}")
 
     def _save(self, *, final: bool = False) -> None:
         setup = self.setup
+        self._check_weights()
         if setup.directory is not None:
+            self.journal.sync()
 
             def write(directory: Path) -> None:
                 setup.trainee.save(directory, merged=final and not setup.request.lora_keep)
@@ -161,6 +182,7 @@ class _Loop:
             self.journal.note(f"{path.name} is saved")
         setup.accelerator.wait_for_everyone()
         self.saved = self.progress.step
+        self.meter.restart()
 
     def _give_way(self, number: int) -> None:
         """Save, and let the signal have its effect."""

@@ -156,12 +156,13 @@ class Meter:
         self._began = time.perf_counter()
 
     def restart(self) -> None:
-        """Begin a step; what was before, such as saving, does not count."""
+        """Begin to measure; what was before, such as saving, does not count."""
         self._began = time.perf_counter()
 
     def lap(self, tokens: int, share: float) -> dict[str, float | None]:
-        """Return the speed of a step that took in `tokens`, over all processes; each uses `share` of the experts."""
-        speed = tokens / max(time.perf_counter() - self._began, 1e-9)
+        """Return the speed since the last call, in which `tokens` were taken in, each by `share` of the experts."""
+        began, self._began = self._began, time.perf_counter()
+        speed = tokens / max(self._began - began, 1e-9)
         if self._peak is None:
             return {"tokens_per_second": speed, "mfu": None}
         config = self._trainee.model.config

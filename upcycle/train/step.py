@@ -46,9 +46,9 @@ class Stepper:
     def __post_init__(self) -> None:
         """Hook the routers and wrap the model for several processes."""
         self.recorder = Recorder(self.trainee.routers)
-        self.model = self.accelerator.prepare(self.trainee.model)
         # torch's wrapper adds gradients up in their own data type; master gradients are summed here, in float32.
         self._sums_here = self.trainee.dtype != torch.float32
+        self.model = self.trainee.model if self._sums_here else self.accelerator.prepare(self.trainee.model)
         self._one_row = "flash" in str(self.trainee.model.config._attn_implementation)
 
     def forward_backward(self, batch: Batch, signal: int = 0) -> Outcome:
@@ -60,10 +60,9 @@ class Stepper:
         count, processes = len(batch.micro_batches), self.accelerator.num_processes
         sums: list[Tensor] = []
         for number, micro_batch in enumerate(batch.micro_batches, 1):
-            whole = number == count and not self._sums_here
-            with nullcontext() if whole else self.accelerator.no_sync(self.model):
+            with nullcontext() if number == count else self.accelerator.no_sync(self.model):
                 with self.recorder.recording() as seen:
-                    loss = self.loss(micro_batch) * (processes / batch.targets)
+                    loss = self.loss(micro_batch) * (processes / max(batch.targets, 1))
                 total, statistics = loss, None
                 if seen:
                     self.share = seen[0].chosen_TK.shape[-1] / seen[0].logits_TE.shape[-1]
@@ -84,7 +83,7 @@ class Stepper:
         """
         inputs = self._on_device(micro_batch)
         next_T = inputs.pop(TARGETS).flatten()
-        logits_TV = (model or self.model)(**inputs, use_cache=False).logits.flatten(0, 1)
+        logits_TV = (self.model if model is None else model)(**inputs, use_cache=False).logits.flatten(0, 1)
         losses_T = cross_entropy(logits_TV.float(), next_T, ignore_index=IGNORED, reduction="none")
         return losses_T.sum(dtype=_wide(losses_T))
 
