@@ -19,7 +19,7 @@ from benchmarks.trainees import BLOCKS, TEXT
 
 LR, WARMUP, WEIGHT_DECAY, BETAS, CLIP = 3e-4, 4, 0.1, (0.9, 0.95), 1.0
 AUX_COEF, TOP_K = 0.01, 2
-"""Coefficient of transformers' balance loss; it counts every choice, so that ours is top-k times as large."""
+"""Coefficient of transformers' balance loss. It counts every choice of a token, and the mean over layers."""
 
 
 @dataclass
@@ -42,6 +42,7 @@ def with_upcycle(chosen: argparse.Namespace) -> Measured:
     from upcycle.recipe import Train
 
     measured = Measured()
+    layers = json.loads((chosen.model / "config.json").read_bytes())["num_hidden_layers"]
 
     class Watcher(Panel):
         def step(self, metrics: dict[str, Any]) -> None:
@@ -56,7 +57,7 @@ def with_upcycle(chosen: argparse.Namespace) -> Measured:
     request = Train(
         model=str(chosen.model), out=str(chosen.out), data=(str(chosen.trainee / TEXT),), seq_len=chosen.seq_len,
         shuffle=0, batch_size=chosen.batch_size, max_steps=chosen.steps, lr=LR, warmup_steps=WARMUP,
-        weight_decay=WEIGHT_DECAY, beta1=BETAS[0], beta2=BETAS[1], clip=CLIP, balance_coef=TOP_K * AUX_COEF,
+        weight_decay=WEIGHT_DECAY, beta1=BETAS[0], beta2=BETAS[1], clip=CLIP, balance_coef=TOP_K * AUX_COEF / layers,
         z_coef=0.001, importance_coef=0.001, dtype=chosen.dtype, compile=chosen.compile, device=chosen.device,
         experts_implementation=chosen.experts_implementation, overwrite=True,
     )  # fmt: skip

@@ -196,22 +196,22 @@ def prepared(chosen: argparse.Namespace) -> Bench:
 
 
 def main() -> None:
-    """Measure and print; bring the results up to date unless only a part was asked for, or Markdown."""
+    """Measure and print, and bring the results up to date, or write Markdown elsewhere."""
     chosen = _parser().parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     chosen.dir.mkdir(parents=True, exist_ok=True)
     bench = prepared(chosen)
     chosen.device = bench.device.split(",")[0]
     parts = {"moe": (against_trainer, chosen.pairs or 7), "dense": (against_dense, chosen.pairs or 3)}
-    try:
-        sections = [part(bench, pairs) for name, (part, pairs) in parts.items() if chosen.only in (None, name)]
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(f"a training failed: {shown(error.cmd)}; what it said is above") from None
+    page: Path = chosen.markdown or RESULTS
     if chosen.markdown:
-        chosen.markdown.write_text("\n".join(section.markdown() for section in sections), encoding="utf-8")
-    elif not chosen.only:
-        update(RESULTS, sections)
-        print(f"\n{RESULTS.name} written")
+        page.write_text("", encoding="utf-8")
+    for name, (part, pairs) in parts.items():
+        if chosen.only in (None, name):
+            try:
+                update(page, [part(bench, pairs)])  # each when it is there: the next takes minutes
+            except subprocess.CalledProcessError as error:
+                raise SystemExit(f"a training failed: {shown(error.cmd)}; what it said is above") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dir", type=Path, default=Path("build/bench"), help="where to work (default: build/bench)")
     parser.add_argument("--pairs", type=int, help="runs of each side (default: 7 against Trainer, 3 against dense)")
     parser.add_argument("--steps", type=_steps, default=16, help="of each run (default: 16)")
-    parser.add_argument("--only", choices=("moe", "dense"), help="measure one part, write no results")
+    parser.add_argument("--only", choices=("moe", "dense"), help="measure one part")
     parser.add_argument("--device", default="auto", help="cpu or cuda (default: what is there)")
     parser.add_argument("--experts-implementation", default="grouped_mm", help="of both sides (default: grouped_mm)")
     parser.add_argument("--compile", action="store_true", help="both sides")

@@ -44,12 +44,12 @@ def test_layers_are_not_pooled() -> None:
     assert statistics.load_LE.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
-def test_the_total_is_the_weighted_mean_over_layers() -> None:
+def test_the_total_is_the_weighted_sum_over_layers() -> None:
     coefficients = Coefficients(balance_loss=0.5, importance_loss=0.25, z_loss=0.125)
     total, statistics = RouterObjective(coefficients)([routing([0, 0]), routing([0, 1])], 1)
     # balance: (2 + 1) / 2. importance: CV^2 of (1, 0) is 1, of (1/2, 1/2) 0. z: the square of ln(e^50 + 1).
     assert statistics.losses_3L.mean(1).tolist() == pytest.approx([1.5, 0.5, 2500.0])
-    assert total.item() == pytest.approx(0.5 * 1.5 + 0.25 * 0.5 + 0.125 * 2500)
+    assert total.item() == pytest.approx(0.5 * 3 + 0.25 * 1 + 0.125 * 5000)
 
 
 def test_entropy_is_relative_to_the_most_there_can_be() -> None:

@@ -11,7 +11,7 @@ a batch is cut into smaller ones, the loss of a batch as one group does.
 | z | mean of `(log sum_i exp z_i)^2` over tokens (2202.08906, eq. 5) | (ln E)^2 for logits of zero |
 
 transformers counts every one of the K choices in full, so that its balance loss is K times this one: its
-`router_aux_loss_coef` c is the coefficient K * c here, with the mean over layers.
+`router_aux_loss_coef` c, which weighs one pooled loss, is the coefficient K * c / L of each of L layers' losses here.
 
 Shapes: G groups, S tokens of a group, E experts, K top-k. A mask `(G, S)` is true for tokens and false for padding; a
 group without tokens has the loss 0.

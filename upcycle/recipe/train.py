@@ -75,13 +75,15 @@ class Train:
         "adamw", "adamw8bit keeps the moments in 8 bits (needs bitsandbytes).", group=_OPTIMIZER
     )
 
-    balance_coef: float = option(0.01, "Weight of the load-balancing loss (1 is even).", group=_LOSSES)
+    balance_coef: float = option(0.01, "Weight of each layer's load-balancing loss (1 is even).", group=_LOSSES)
     balance_scope: Scope = option(
         "sequence", "What the load is counted over. global-batch is exact, by a first pass without gradients where a "
         "batch comes in several micro-batches.", group=_LOSSES,
     )  # fmt: skip
-    z_coef: float = option(0.001, "Weight of the router z-loss.", group=_LOSSES)
-    importance_coef: float = option(0.0, "Weight of the importance loss of a sequence (0 is even).", group=_LOSSES)
+    z_coef: float = option(0.001, "Weight of each layer's router z-loss.", group=_LOSSES)
+    importance_coef: float = option(
+        0.0, "Weight of each layer's importance loss, of a sequence (0 is even).", group=_LOSSES
+    )
 
     train: Trained = option("all", "What is trained.", group=_MODEL)
     dtype: TrainDtype = option(

@@ -1,7 +1,8 @@
 """What is minimised: the language-modelling loss and the losses of the routers, and what the routers did meanwhile.
 
 Every loss is a mean over the whole batch of a step, however it is cut into micro-batches and spread over processes:
-of the language modelling over its target tokens, of a router over sequences or tokens, and over layers.
+of the language modelling over its target tokens, of a router over sequences or tokens. The losses of all layers are
+added, as in 2101.03961 and 2202.08906, so that what a coefficient does to a router does not depend on the depth.
 
 Scopes of the balance loss: `sequence` takes each sequence as a group (2412.19437, section 2.1.2), `micro-batch` what
 one process sees at a time, `global-batch` all tokens of a step (2501.11873). The importance loss, which is not linear
@@ -77,8 +78,8 @@ class RouterObjective:
                 z_loss(logits_LBSE.flatten(1, 2)),
             ]
         )
-        means = zip(ROUTER_LOSSES, losses_3L.mean(1), strict=True)
-        total = torch.stack([getattr(self.coefficients, name) * mean for name, mean in means]).sum()
+        sums = zip(ROUTER_LOSSES, losses_3L.sum(1), strict=True)
+        total = torch.stack([getattr(self.coefficients, name) * value for name, value in sums]).sum()
         return total, _statistics(losses_3L, probabilities_LBSE, chosen_LBSK)
 
     def _scoring(self, seen: Sequence[Routing]) -> Callable[[Tensor], Tensor]:
