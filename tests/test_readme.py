@@ -50,11 +50,12 @@ def test_the_python_runs(tmp_path: Path) -> None:
     assert done.stdout == "True\n"
 
 
-def test_the_recipe_is_sound(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "recipe.yaml").write_text(block)
-    chain = read_recipe(tmp_path / "recipe.yaml")
-    assert [type(step).__name__ for step in chain.steps] == ["Convert", "Verify", "Generate"]
+def test_the_recipes_are_sound(tmp_path: Path) -> None:
+    steps = []
+    for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL):
+        (tmp_path / "recipe.yaml").write_text(block)
+        steps.append([type(step).__name__ for step in read_recipe(tmp_path / "recipe.yaml").steps])
+    assert steps == [["Convert", "Verify", "Generate"], ["Convert", "Train", "Generate"]]
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

@@ -39,7 +39,7 @@ def test_start_step_goes_on_with_the_schedule_of_an_earlier_run(moe: Path, text:
 
 
 def test_the_held_out_loss_is_that_of_stock_transformers(moe: Path, text: Path, tmp_path: Path) -> None:
-    out = run_train(moe, tmp_path / "out", text, max_steps=2, eval_data=(str(text),), eval_batches=2, eval_every=1)
+    out = run_train(moe, tmp_path / "out", text, max_steps=2, eval_data=(str(text),), eval_sequences=8, eval_every=1)
     every = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in every] == [0, 1, 2]
     assert all(line["eval_loss"] > 0 for line in every)
@@ -53,7 +53,7 @@ def test_the_held_out_loss_is_that_of_stock_transformers(moe: Path, text: Path, 
 
 def test_held_out_text_is_not_trained_on(moe: Path, text: Path, tmp_path: Path) -> None:
     whole = run_train(moe, tmp_path / "whole", text, max_steps=2)
-    split = run_train(moe, tmp_path / "split", text, max_steps=2, eval_split=0.3, eval_batches=1)
+    split = run_train(moe, tmp_path / "split", text, max_steps=2, eval_split=0.3, eval_sequences=4)
     assert losses(whole) != losses(split)
     assert "eval_loss" in lines(split)[-1]
 
@@ -142,7 +142,7 @@ def test_smollm2_trains_and_its_held_out_loss_falls(smollm2: Path, tmp_path: Pat
     (tmp_path / "code.txt").write_text(inspect.getsource(argparse))
     out = run_train(
         moe, tmp_path / "out", tmp_path / "code.txt", seq_len=128, batch_size=2, max_steps=12, lr=1e-4,
-        eval_split=0.2, eval_batches=4,
+        eval_split=0.2, eval_sequences=8,
     )  # fmt: skip
     every = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     measured = [line["eval_loss"] for line in every if "eval_loss" in line]

@@ -52,7 +52,7 @@ FORKS.set_forkserver_preload(
 STEPS = 8
 SHORT: dict[str, Any] = {
     "seq_len": 32, "batch_size": 2, "max_steps": STEPS, "save_every": 3, "warmup_steps": 2, "eval_split": 0.1,
-    "eval_every": 4, "eval_batches": 1,
+    "eval_every": 4, "eval_sequences": 2,
 }  # fmt: skip
 STOP = 5
 """The step after which `stopped` was interrupted: checkpoints 3 and 5 are there."""

@@ -123,12 +123,18 @@ class Panel:
     def _maybe_print_line(self, now: float) -> None:
         waited, steps = now - self._printed, self._done - self._printed_step
         due = waited >= LINE_SECONDS and steps * LINE_PART >= self._total
+        due = due or self._last.get("eval_loss") is not None
         if due or waited >= LINE_PATIENCE or self._done >= self._total or not self._printed_step:
             self._print_line()
 
     def _print_line(self) -> None:
         self._printed, self._printed_step = self._clock(), self._done
-        parts = [f"step {self._done:,}/{self._total:,}", *_words(self._last), f"{self._left()} left"]
+        left = self._left()
+        parts = [
+            f"step {self._done:,}/{self._total:,}",
+            *_words(self._last),
+            *([f"{left} left"] if left != "?" else []),
+        ]
         self._console.print(Text("  ".join(parts)), highlight=False, soft_wrap=True)
 
     def _left(self) -> str:

@@ -96,8 +96,8 @@ def print_written(request: Convert, drafted: "Draft") -> None:
 
 def print_trained(trained: "Trained") -> None:
     """Print what a training came to."""
-    said = [f"{trained.steps:,} steps"]
-    for what, losses in (("loss", trained.losses), ("held-out loss", trained.eval_losses)):
+    said = [f"{trained.steps:,} step{'s' * (trained.steps > 1)}"]
+    for what, losses in (("held-out loss", trained.eval_losses), ("loss", trained.losses)):
         if losses:
             said.append(f"{what} {losses[0]:.4f} -> {losses[-1]:.4f}")
     click.echo(f"{trained.out}: {', '.join(said)}")

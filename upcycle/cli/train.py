@@ -13,4 +13,5 @@ def train(request: recipe.Train) -> None:
 
     with Panel() as panel:
         trained = stages.train(request, panel)
-    print_trained(trained)
+    if trained.losses:  # on the main process
+        print_trained(trained)

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from upcycle.errors import RecipeError
 from upcycle.option import argument, option, options_of
 from upcycle.recipe.checks import check_kinds, require
 
@@ -22,8 +23,8 @@ _MODEL, _LORA, _RUN = "Model and precision", "LoRA", "Running"
 class Train:
     """Continue training a mixture of experts, or a dense model as its control.
 
-    A batch has batch-size x grad-accum x processes sequences. Start several processes with `accelerate launch -m
-    upcycle.cli train ...`; each step then sees the same sequences as on one process with the same batch.
+    A batch has batch-size x grad-accum x processes sequences, and a step is the same however it is cut. Start several
+    processes with `torchrun --nproc_per_node 8 -m upcycle.cli train ...`, on GPUs or CPUs.
     """
 
     model: str = argument("Model to start from: a directory, a .gguf file or a Hub id.")
@@ -47,7 +48,7 @@ class Train:
     grad_accum: int = option(1, "Such micro-batches for one step.", group=_BATCH)
     max_steps: int = option(1000, "Optimizer steps.", group=_BATCH)
     eval_every: int = option(100, "Steps between measurements on the held-out text.", group=_BATCH, metavar="N")
-    eval_batches: int = option(16, "Micro-batches of held-out text to measure on.", group=_BATCH, metavar="N")
+    eval_sequences: int = option(64, "Sequences of held-out text to measure on.", group=_BATCH, metavar="N")
     save_every: int = option(500, "Steps between checkpoints.", group=_BATCH, metavar="N")
     keep: int = option(2, "Checkpoints to keep; older ones go when a newer one is safe.", group=_BATCH, recorded=False)
 
@@ -120,7 +121,10 @@ class Train:
     def __post_init__(self) -> None:
         """Raise RecipeError for what no training can be."""
         check_kinds(self)
-        require(bool(self.data), "data", "nothing", "at least one source of text")
+        if not self.data:
+            raise RecipeError(
+                "there is nothing to train on", expected="--data with a file or a data set", option="data"
+            )
         self._check_weights()
         for name, least, most in _RANGES:
             value = getattr(self, name)
@@ -151,7 +155,7 @@ class Train:
 
 _MANY, _BIG = 2**53, 1e6
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    *((name, 1, _MANY) for name in ("batch_size", "grad_accum", "max_steps", "eval_every", "eval_batches", "keep")),
+    *((name, 1, _MANY) for name in ("batch_size", "grad_accum", "max_steps", "eval_every", "eval_sequences", "keep")),
     *((name, 1, _MANY) for name in ("save_every", "lora_rank")),
     *((name, 0, _MANY) for name in ("warmup_steps", "decay_steps", "start_step", "shuffle")),
     ("seq_len", 2, 2**24),

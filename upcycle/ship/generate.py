@@ -38,6 +38,11 @@ def generate(directory: Path, request: Generate, show: Callable[[str], None]) ->
     """
     device = find_device(request.device)
     disable_progress_bar()
+    if (directory / "training.json").is_file() and not (directory / "config.json").is_file():
+        raise InputError(
+            "is an unfinished training", where=directory,
+            hint="finish it with `upcycle train --resume`, or take one of its checkpoints",
+        )  # fmt: skip
     if directory.is_dir() and not present_files(directory, TOKENIZER_FILES):
         raise InputError(
             "holds no tokenizer", where=directory, hint="`upcycle convert --tokenizer DIR` takes one from elsewhere"

@@ -32,7 +32,9 @@ class ChatRenderer:
     def render(self, messages: list[dict[str, Any]], where: str) -> tuple[str, list[Span]]:
         """Return the text of a conversation and its answers; raise InputError when the template cannot tell them."""
         if not self.has_template:
-            hint = "take a model with a chat template (-Instruct, -Chat), or write the conversations as text"
+            hint = (
+                "`upcycle convert --chat-template FILE` gives it one; or take a model that has one (-Instruct, -Chat)"
+            )
             raise InputError("the tokenizer has no chat template for messages", where=where, hint=hint)
         try:
             return self._marked(messages) if self.marked else self._compared(messages, where)

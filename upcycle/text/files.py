@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 from upcycle.errors import InputError
 from upcycle.text.records import Cursor, Record, Text, content_of, missing_fields
 
-PIECE = 2**14
+PIECE = 2**11
 """Bytes of a piece of text. Big enough that its edges do not count (a token or two may differ there from those of the
 text as a whole), small enough that a held-out share of a single book is near to what was asked for."""
 
@@ -153,7 +153,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 READERS: dict[str, Reader] = {
     ".txt": read_txt,
-    ".md": read_txt,
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".json-lines": read_jsonl,

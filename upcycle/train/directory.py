@@ -119,7 +119,8 @@ def check_same(out: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any], f
             where=out,
             found=_words(old, names),
             expected=_words(new, names),
-            hint="--overwrite without --resume starts again",
+            hint="--resume takes the options that the run began with; to go on with others, train one of its "
+            "checkpoints into a new OUT",
         )
 
 

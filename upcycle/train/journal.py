@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,9 @@ class Journal:
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """Of the first and the last step."""
-        return (self._losses[0], self._losses[-1]) if self._losses else ()
+        """The means over the first and the last tenth of the steps, ten at most: single batches differ by chance."""
+        count = min(max(len(self._losses) // 10, 1), 10)
+        return (fmean(self._losses[:count]), fmean(self._losses[-count:])) if self._losses else ()
 
     @property
     def eval_losses(self) -> tuple[float, ...]:

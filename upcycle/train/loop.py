@@ -24,7 +24,7 @@ from upcycle.train.journal import Journal
 from upcycle.train.manifest import read_manifest
 from upcycle.train.metrics import Fetched, Meter, describe, expert_cosines, fetch
 from upcycle.train.schedule import learning_rate_factor
-from upcycle.train.setup import Setup, rates, set_up
+from upcycle.train.setup import Setup, described, rates, set_up
 from upcycle.train.state import DIRECTORY, Progress, seed_of, write_state
 
 
@@ -47,7 +47,9 @@ class Trained:
 
     out: Path
     steps: int
-    losses: tuple[float, ...]  # of the first and the last step
+    losses: tuple[
+        float, ...
+    ]  # means over the first and the last tenth of the steps, 10 at most; empty on other processes
     eval_losses: tuple[float, ...]  # on held-out text, before, meanwhile and at the end
 
 
@@ -74,6 +76,7 @@ class _Loop:
         setup, last = self.setup, self.setup.request.max_steps
         self._check_weights()
         self.journal.begin(last)
+        self.journal.note(described(setup))
         if setup.evaluation and not self.progress.step:
             self._tell({"step": 0, "eval_loss": setup.evaluation(setup.stepper)})
         if self.progress.step < last:

@@ -50,7 +50,8 @@ def wrapped(model: Any, routers: list[Router], request: Train) -> Any:
         lora_dropout=0.0,  # peft has none for fused weights
         task_type="CAUSAL_LM",
     )
-    model.name_or_path = request.model
+    local = Path(request.model).expanduser()
+    model.name_or_path = str(local.resolve()) if local.is_dir() else request.model  # found from anywhere
     with warnings.catch_warnings():  # peft asks a model of transformers by a name that it is giving up
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)

@@ -65,6 +65,8 @@ class Trainee:
         model = self.model
         if is_adapted(model):
             model.save_pretrained(directory / DIRECTORY if merged else directory)
+            for page in directory.rglob("README.md"):  # peft's, with everything still to be filled in
+                page.unlink()
             if merged:
                 model = self._merged(directory / DIRECTORY)
         if not is_adapted(model):

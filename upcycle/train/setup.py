@@ -18,7 +18,7 @@ from upcycle.errors import InputError, UpcycleError
 from upcycle.moe.device import find_device
 from upcycle.recipe.train import Train, decisive
 from upcycle.text.stream import BlockStream, held_out_blocks
-from upcycle.train.batches import Batches, Cut
+from upcycle.train.batches import Batches, Cut, target_count
 from upcycle.train.checkpoints import Run, open_run
 from upcycle.train.evaluate import Evaluation
 from upcycle.train.model import GROUPS, Trainee, load
@@ -27,7 +27,7 @@ from upcycle.train.optimizer import Optimizer
 from upcycle.train.state import Progress, read_state
 from upcycle.train.step import Stepper
 
-FREE = tuple(f"recipe.{name}" for name in ("max_steps", "save_every", "eval_data", "eval_every", "eval_batches"))
+FREE = tuple(f"recipe.{name}" for name in ("max_steps", "save_every", "eval_data", "eval_every", "eval_sequences"))
 """What may change when a run is resumed; with another number of steps the learning rate falls in another way."""
 
 TRACKER_LOGS = "logs"
@@ -95,7 +95,7 @@ def set_up(source: Path, request: Train) -> Iterator[Setup]:
         stream = _stream(trainee, request)
         if progress.stream is not None:
             stream.restore(progress.stream)
-        evaluation = _evaluation(trainee, request, accelerator)
+        evaluation = _evaluation(trainee, request)
         if request.compile:
             trainee.model.compile()
         coefficients = Coefficients(
@@ -165,6 +165,12 @@ def _open(source: Path, request: Train, accelerator: Accelerator) -> Any:
 
 def _identity(source: Path) -> dict[str, Any]:
     """What tells a model from another: its config, and the size and the first megabyte of each weight file."""
+    if not (source / CONFIG_FILE).is_file():
+        kind = "an adapter" if (source / "adapter_config.json").is_file() else "no model"
+        raise InputError(
+            f"is {kind}: it has no {CONFIG_FILE}", where=source,
+            hint="train the model that it belongs to; without --lora-keep an adapter is merged into it",
+        )  # fmt: skip
     identity: dict[str, Any] = {CONFIG_FILE: hashlib.sha256((source / CONFIG_FILE).read_bytes()).hexdigest()}
     for path in sorted(source.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -199,6 +205,20 @@ def _optimizer(trainee: Trainee, request: Train) -> Optimizer:
     )
 
 
+def described(setup: Setup) -> str:
+    """Return in words what is about to be trained, on how much at a time."""
+    cut, request, trainee = setup.cut, setup.request, setup.trainee
+    trained = sum(parameter.numel() for group in trainee.groups.values() for parameter in group.values())
+    processes = f"{cut.processes} process{'es' * (cut.processes > 1)}"
+    words = [
+        f"{trained:,} parameters in {str(trainee.dtype).removeprefix('torch.')} on {setup.accelerator.device.type}",
+        f"{processes} x {cut.micro_batches} x {cut.sequences} sequences, {cut.batch * request.seq_len:,} tokens a step",
+    ]
+    if setup.evaluation:
+        words.append(f"{target_count(setup.evaluation.blocks):,} tokens held out to measure on")
+    return "; ".join(words)
+
+
 def rates(request: Train) -> dict[str, float]:
     """Return the peak learning rate of each group of parameters."""
     own = {"router": request.router_lr, "experts": request.expert_lr}
@@ -218,7 +238,7 @@ def _stream(trainee: Trainee, request: Train) -> BlockStream:
     )
 
 
-def _evaluation(trainee: Trainee, request: Train, accelerator: Accelerator) -> Evaluation | None:
+def _evaluation(trainee: Trainee, request: Train) -> Evaluation | None:
     if not (request.eval_data or request.eval_split):
         return None
     blocks = held_out_blocks(
@@ -227,7 +247,7 @@ def _evaluation(trainee: Trainee, request: Train, accelerator: Accelerator) -> E
         seq_len=request.seq_len,
         seed=request.seed,
         fraction=None if request.eval_data else request.eval_split,
-        limit=request.eval_batches * request.batch_size * accelerator.num_processes,
+        limit=request.eval_sequences,
         text_field=request.text_field,
     )
     return Evaluation(blocks, request.batch_size)

@@ -3,6 +3,7 @@
 Shapes: L layers, E experts.
 """
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,9 @@ class Stepper:
         self.recorder = Recorder(self.trainee.routers)
         # torch's wrapper adds gradients up in their own data type; master gradients are summed here, in float32.
         self._sums_here = self.trainee.dtype != torch.float32
-        self.model = self.trainee.model if self._sums_here else self.accelerator.prepare(self.trainee.model)
+        with warnings.catch_warnings():  # accelerate asks torch by names that it is giving up
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model = self.trainee.model if self._sums_here else self.accelerator.prepare(self.trainee.model)
         self._one_row = "flash" in str(self.trainee.model.config._attn_implementation)
 
     def forward_backward(self, batch: Batch, signal: int = 0) -> Outcome:
