@@ -202,7 +202,7 @@ def test_conversations_and_texts_in_one_batch(smol: Any) -> None:
 
 def test_no_chat_template(tiny: Any) -> None:
     with pytest.raises(
-        InputError, match=r"^a\.jsonl:2: the tokenizer has no chat template for messages; take a model with"
+        InputError, match=r"^a\.jsonl:2: the tokenizer has no chat template for messages; `upcycle convert --chat"
     ):
         encode(tiny, Text("a"), Chat(TALK))
 
