@@ -462,7 +462,8 @@ def test_resume_takes_the_same_training(two: Path) -> None:
     other = {"recipe": {"lr": 1e-3, "max_steps": 300, "new": [1]}, "model": FINGERPRINT["model"]}
     assert refused(two, resume=True, fingerprint=other) == (
         "OUT: the training run there is another one; found recipe.lr 0.0003, no recipe.new, recipe.seed 0, "
-        "expected recipe.lr 0.001, recipe.new [1], no recipe.seed; --overwrite without --resume starts again"
+        "expected recipe.lr 0.001, recipe.new [1], no recipe.seed; --resume takes the options that the run "
+        "began with; to go on with others, train one of its checkpoints into a new OUT"
     )
 
 

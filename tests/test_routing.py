@@ -8,7 +8,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from upcycle.errors import UnsupportedError
-from upcycle.moe.routing import SCORES, Recorder, Routing, find_routers, scoring_of, sigmoid_scores, softmax_scores
+from upcycle.moe.routing import (
+    SCORES,
+    Recorder,
+    Routing,
+    find_routers,
+    scoring_of,
+    scoring_of_router,
+    sigmoid_scores,
+    softmax_scores,
+)
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -54,6 +63,10 @@ def test_every_router_is_found_and_its_scoring_told(kind: str) -> None:
     with recorder.recording() as seen:
         model(input_ids=torch.arange(32).view(2, 16))
     assert len(recorder.routers) == len(seen) == count
+    assert [router.layer for router in recorder.routers] == list(range(2 - count, 2))  # some begin with dense layers
+    weight = next(recorder.routers[0].module.parameters()).clone()
+    assert scoring_of_router(recorder.routers[0].module) == scoring
+    assert torch.equal(weight, next(recorder.routers[0].module.parameters()))
     for routing in seen:
         assert routing.logits_TE.shape == (32, 4)
         assert routing.chosen_TK.shape == routing.weights_TK.shape == (32, 2)

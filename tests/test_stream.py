@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.hub import server
 from tests.hub.client import Client
 from tests.hub.server import Hub
 from upcycle.errors import CheckpointError, InputError
-from upcycle.text import documents, files
+from upcycle.text import documents, files, sources
 from upcycle.text.draw import SHUFFLE, draw
 from upcycle.text.pack import Block
 from upcycle.text.state import StreamState
@@ -153,8 +154,11 @@ def test_a_state_refers_to_blocks_and_copies_none(tokenizer: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
-def test_what_lies_before_the_place_is_not_read(kind: str, tokenizer: Any, tmp_path: Path) -> None:
-    """Damage it: of a file that can be sought, nobody notices."""
+def test_what_lies_before_the_place_is_not_read(
+    kind: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage it: of a file that can be sought, nobody notices, but for the start that is remembered."""
+    monkeypatch.setattr(sources, "EDGE", 0)
     (name,) = make(kind, tmp_path)
     stream = BlockStream([name], tokenizer, seq_len=T, seed=3, shuffle=0)
     take(stream, 25)
@@ -197,7 +201,8 @@ def test_data_that_changed(tokenizer: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["seed", "seq_len", "shuffle", "held_out", "weights", "sources"])
 def test_a_place_in_another_stream(field: str, tokenizer: Any, tmp_path: Path) -> None:
-    names = make("jsonl", tmp_path) * 2
+    (name,) = make("jsonl", tmp_path)
+    names = [name, str(shutil.copy(name, tmp_path / "second.jsonl"))]
     settings: dict[str, Any] = {"seq_len": T, "seed": 3, "weights": (1, 2)}
     other = {"seed": 4, "seq_len": 8, "shuffle": 3, "held_out": 0.5, "weights": (2, 1)}
     state = BlockStream(names, tokenizer, **settings).state()
@@ -478,3 +483,19 @@ def test_the_hub_is_not_asked_offline(tokenizer: Any) -> None:
         InputError, match=r"^org/books: the data set cannot be read \(.*\(OfflineModeIsEnabled\)\); it was"
     ):
         BlockStream(["org/books"], tokenizer, seq_len=T, seed=0)
+
+
+def test_changed_data_of_the_same_size_is_noticed(tokenizer: Any, tmp_path: Path) -> None:
+    (name,) = make("jsonl", tmp_path)
+    state = BlockStream([name], tokenizer, seq_len=T, seed=3).state()
+    text = Path(name).read_text()
+    Path(name).write_text(text.replace("e", "x", 1))
+    with pytest.raises(InputError, match="the data changed since the checkpoint"):
+        BlockStream([name], tokenizer, seq_len=T, seed=3).restore(state)
+
+
+def test_a_file_in_two_sources_cannot_be_held_out(tokenizer: Any, tmp_path: Path) -> None:
+    (name,) = make("jsonl", tmp_path)
+    BlockStream([name, name], tokenizer, seq_len=T, seed=3)
+    with pytest.raises(InputError, match="is in two sources"):
+        BlockStream([name, name], tokenizer, seq_len=T, seed=3, held_out=0.1)

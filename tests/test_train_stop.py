@@ -504,7 +504,7 @@ def test_a_second_signal_while_it_saves(moe: Path, text: Path, whole: Callable[[
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 1e-3}, "another one; found recipe.lr 0.0003, expected recipe.lr 0.001; --overwrite"),
+        ({"lr": 1e-3}, "another one; found recipe.lr 0.0003, expected recipe.lr 0.001; --resume"),
         ({"batch_size": 3}, "another one; found batch 2, expected batch 3;"),
         ({"train": "lora"}, 'found recipe.train "all", expected recipe.train "lora"'),
         ({"resume": False}, "a training run is there; --resume continues it, --overwrite starts again"),
@@ -630,3 +630,13 @@ def test_trainer_logs_nan_as_zero(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
     assert logged_by_trainer(model, tmp_path) == 0.0
+
+
+def test_a_wrong_line_in_the_data_loses_no_step(moe: Path, tmp_path: Path) -> None:
+    data = tmp_path / "late.jsonl"
+    data.write_text((json.dumps({"text": "In the beginning " * 40}) + "\n") * 300 + "{oops}\n")
+    with pytest.raises(InputError, match=r"late\.jsonl:301: not valid JSON"):
+        run_train(moe, tmp_path / "out", data, seq_len=512, batch_size=4, max_steps=300, shuffle=0, lr=1e-4)
+    done = steps(tmp_path / "out")
+    assert done > 1
+    assert (tmp_path / "out" / f"checkpoint-{done:06d}" / "checkpoint.json").is_file()

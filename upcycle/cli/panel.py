@@ -277,7 +277,7 @@ def _figure(value: float | None, form: str, missing: str = "") -> str:
 def _log_to(stream: TextIO) -> None:
     """Let messages go where the panel does not draw over them."""
     for handler in logging.getLogger("upcycle").handlers:
-        if type(handler) is logging.StreamHandler:
+        if type(handler) is logging.StreamHandler and not handler.stream.closed:
             handler.setStream(stream)
 
 

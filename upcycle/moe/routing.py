@@ -10,6 +10,7 @@ Shapes: L layers, T tokens, E experts, K top-k, D hidden.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ class Router:
     module: nn.Module
     experts_name: str
     experts: nn.Module
+
+    @property
+    def layer(self) -> int:
+        """The number of the layer in the model: the first number in the name; layers without experts count too."""
+        return int(next((part for part in self.name.split(".") if part.isdigit()), 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,12 @@ class Recorder:
 
     def __post_init__(self) -> None:
         """Hook every router."""
-        for router in self.routers:
-            router.module.register_forward_hook(self._keep)
+        self._hooks = [router.module.register_forward_hook(self._keep) for router in self.routers]
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def recording(self) -> Iterator[list[Routing]]:
@@ -113,6 +123,22 @@ def sigmoid_scores(logits_TE: Tensor) -> Tensor:
 
 SCORES = {"softmax": softmax_scores, "sigmoid": sigmoid_scores}
 """How a router makes probabilities of logits."""
+
+
+@torch.no_grad()
+def scoring_of_router(router: nn.Module) -> str:
+    """Return which of `SCORES` a router uses, asked by hidden states of its own size and weights that tell; where they
+    do not, as of one that chooses a single expert, softmax. The router is as it was afterwards.
+    """
+    matrix = next(parameter for parameter in router.parameters() if parameter.ndim == 2)
+    kept, draw = matrix.clone(), torch.Generator().manual_seed(0)
+    matrix.copy_(torch.randn(matrix.shape, generator=draw) * 2 / matrix.shape[1] ** 0.5)  # logits of a spread of 2
+    hidden_TD = torch.randn(64, matrix.shape[1], generator=draw).to(matrix)
+    biases = [matrix.new_zeros(len(matrix))] * (len(signature(router.forward).parameters) - 1)
+    try:
+        return scoring_of(_read(router, router.forward(hidden_TD, *biases))) or "softmax"
+    finally:
+        matrix.copy_(kept)
 
 
 @torch.no_grad()

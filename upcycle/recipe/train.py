@@ -149,14 +149,16 @@ class Train:
         weights = self.data_weight
         fits = len(weights) in (0, len(self.data))
         require(fits, "data_weight", f"{len(weights)} weights", f"one for each of the {len(self.data)} --data, or none")
-        good = all(0 < weight < math.inf for weight in weights)
-        require(good, "data_weight", weights, "finite numbers above 0")
+        good = all(weight > 0 for weight in weights) and sum(weights) < math.inf
+        require(good, "data_weight", weights, "numbers above 0 with a finite sum")
 
 
 _MANY, _BIG = 2**53, 1e6
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    *((name, 1, _MANY) for name in ("batch_size", "grad_accum", "max_steps", "eval_every", "eval_sequences", "keep")),
-    *((name, 1, _MANY) for name in ("save_every", "lora_rank")),
+    *((name, 1, 2**20) for name in ("batch_size", "grad_accum")),
+    ("lora_rank", 1, 2**14),
+    *((name, 1, _MANY) for name in ("max_steps", "eval_every", "eval_sequences", "keep")),
+    *((name, 1, _MANY) for name in ("save_every",)),
     *((name, 0, _MANY) for name in ("warmup_steps", "decay_steps", "start_step", "shuffle")),
     ("seq_len", 2, 2**24),
     ("seed", 0, 2**63 - 1),

@@ -81,6 +81,7 @@ def content_of(row: object, where: str, text_field: str) -> Text | Pair | Chat:
     """Return what a row holds, a text before messages before a prompt; raise InputError when it is none of them."""
     if not isinstance(row, dict):
         raise InputError("wrong JSON document", where=where, found=_kind(row), expected="an object")
+    row = {name: value for name, value in row.items() if value is not None} or row  # tables fill up with nulls
     if text_field in row:
         return Text(_string(row, text_field, where))
     if "messages" in row:

@@ -95,5 +95,5 @@ class ShuffledBlocks:
 
 
 def _described(files: list[list[str]]) -> str:
-    shown = ", ".join(f"{name} ({size})" for name, size in files[:3]) + (" ..." if len(files) > 3 else "")
+    shown = ", ".join(f"{name} ({size})" for name, size, *_ in files[:3]) + (" ..." if len(files) > 3 else "")
     return shown or "nothing"

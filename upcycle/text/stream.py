@@ -8,6 +8,7 @@ sources; they are equal if not given, for the length of a stream is not known. A
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any
 
 from upcycle.errors import InputError
@@ -51,6 +52,21 @@ class BlockStream:
             )
             for number, name in enumerate(sources)
         ]  # fmt: skip
+
+        if held_out:
+            self._refuse_overlap()
+
+    def _refuse_overlap(self) -> None:
+        """Raise InputError for a file in two sources: what one holds out the other would train on."""
+        seen: set[Path] = set()
+        for source in self.sources:
+            for path in getattr(source.documents.source, "paths", ()):
+                if path.resolve() in seen:
+                    raise InputError(
+                        "is in two sources, so that text held out of one is trained on in the other", where=path,
+                        hint="name it once, with a --data-weight, or measure on --eval-data",
+                    )  # fmt: skip
+                seen.add(path.resolve())
 
     def next(self) -> Block:
         """Return the next block; raise InputError when the text is wrong, or too short for one block."""

@@ -6,9 +6,10 @@ tokens of the whole batch without asking, and a batch is the same however it is 
 Shapes: B sequences of a micro-batch, S tokens of a sequence.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from queue import Queue
+from queue import Empty, Queue
 from threading import Event, Thread
 
 import numpy as np
@@ -27,6 +28,9 @@ TARGETS = "next_ids"
 
 AHEAD = 2
 """Batches that are made ahead."""
+
+PATIENCE = 0.2
+"""Seconds to wait for a batch before looking whether it is still wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ def target_count(blocks: Sequence[Block]) -> int:
 
 
 class Batches:
-    """An endless iterator over the batches of a stream; `close` ends its thread."""
+    """The batches of a stream, without end; `close` ends the thread that makes them."""
 
     def __init__(self, stream: BlockStream, cut: Cut, *, pinned: bool) -> None:
         """Begin to make batches; `pinned` puts them where a GPU fetches them without waiting."""
@@ -92,31 +96,42 @@ class Batches:
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches; raises what reading raises."""
+    def until(self, stopped: Callable[[], bool]) -> Iterator[Batch]:
+        """Yield batches, while waiting for one until `stopped()`; raises what reading raises."""
         while True:
-            made = self._ready.get()
+            try:
+                made = self._ready.get(timeout=PATIENCE)
+            except Empty:
+                if stopped():
+                    return
+                continue
             if isinstance(made, BaseException):
                 raise made
             yield made
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; one that hangs in reading is left behind, and ends with the process."""
         self._over.set()
-        while self._thread.is_alive():
+        end = time.monotonic() + 10 * PATIENCE
+        while self._thread.is_alive() and time.monotonic() < end:
             while not self._ready.empty():
                 self._ready.get_nowait()
             self._thread.join(0.05)
 
     def _work(self) -> None:
         try:
-            while not self._over.is_set():
-                self._ready.put(self._make())
+            while (made := self._make()) is not None:
+                self._ready.put(made)
         except BaseException as error:  # to be raised where the batches are used
             self._ready.put(error)
 
-    def _make(self) -> Batch:
-        blocks = [self._stream.next() for _ in range(self._cut.batch)]
+    def _make(self) -> Batch | None:
+        """The next batch, or None when no more are wanted."""
+        blocks: list[Block] = []
+        while len(blocks) < self._cut.batch and not self._over.is_set():
+            blocks.append(self._stream.next())
+        if self._over.is_set():
+            return None
         micro_batches = [as_tensors(own) for own in self._cut.own(blocks)]
         if self._pinned:
             micro_batches = [{name: value.pin_memory() for name, value in one.items()} for one in micro_batches]

@@ -76,7 +76,7 @@ class Journal:
         if self._accelerator.trackers:
             self._accelerator.log(dict(_numbers(line)), step=line["step"])
 
-    def sync(self) -> None:
+    def make_durable(self) -> None:
         """Bring the lines onto the disk, as a checkpoint that follows them will be."""
         if self._file:
             os.fsync(self._file.fileno())

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from accelerate.utils import gather_object
 
-from upcycle.errors import StagingError, UpcycleError
+from upcycle.errors import InputError, StagingError, UpcycleError
 from upcycle.recipe.train import Train
 from upcycle.train.batches import Batch
 from upcycle.train.diagnose import find_nonfinite
@@ -70,6 +70,7 @@ class _Loop:
         self.setup, self.journal, self.interrupt = setup, journal, interrupt
         self.progress = setup.progress
         self.saved = setup.progress.step
+        self.layers = [router.layer for router in setup.trainee.routers]
         self.meter = Meter(setup.trainee, setup.request.seq_len, setup.accelerator)
 
     def run(self) -> Trained:
@@ -80,17 +81,26 @@ class _Loop:
         if setup.evaluation and not self.progress.step:
             self._tell({"step": 0, "eval_loss": setup.evaluation(setup.stepper)})
         if self.progress.step < last:
-            batches = setup.batches()
-            try:
-                self.meter.restart()
-                for batch in batches:
-                    self._step(self.progress.step + 1, batch)
-                    if self.progress.step == last:
-                        break
-            finally:
-                batches.close()
+            self._train(last)
         self._finish()
         return Trained(setup.out, last, self.journal.losses, self.journal.eval_losses)
+
+    def _train(self, last: int) -> None:
+        """Make the steps up to `last`; wrong text, or a signal while it is read, loses none of them."""
+        batches = self.setup.batches()
+        try:
+            self.meter.restart()
+            for batch in batches.until(lambda: self.setup.alone and self.interrupt.number != 0):
+                self._step(self.progress.step + 1, batch)
+                if self.progress.step == last:
+                    return
+            self._give_way(self.interrupt.number)
+        except InputError:
+            if self.saved != self.progress.step:
+                self._save()
+            raise
+        finally:
+            batches.close()
 
     def _step(self, step: int, batch: Batch) -> None:
         setup, request = self.setup, self.setup.request
@@ -107,7 +117,7 @@ class _Loop:
         tokens = setup.cut.batch * request.seq_len
         self.progress = Progress(step, self.progress.tokens + tokens, batch.state)
         line = {
-            **describe(step, fetched, {name: rate * factor for name, rate in rates(request).items()}),
+            **describe(step, fetched, {name: rate * factor for name, rate in rates(request).items()}, self.layers),
             "tokens": self.progress.tokens,
             "epoch": min(batch.epochs),
             **self.meter.lap(tokens, setup.stepper.share),
@@ -115,7 +125,7 @@ class _Loop:
         self._report(step, line)
         if step % request.save_every == 0 and step < request.max_steps:
             self._save()
-        if fetched.stop or (self.interrupt.number and setup.accelerator.num_processes == 1):
+        if fetched.stop or (self.interrupt.number and setup.alone):
             self._give_way(fetched.stop or self.interrupt.number)
 
     def _factor(self, step: int) -> float:
@@ -175,7 +185,7 @@ class _Loop:
         setup = self.setup
         self._check_weights()
         if setup.directory is not None:
-            self.journal.sync()
+            self.journal.make_durable()
 
             def write(directory: Path) -> None:
                 setup.trainee.save(directory, merged=final and not setup.request.lora_keep)
@@ -191,6 +201,8 @@ class _Loop:
         """Save, and let the signal have its effect."""
         if self.saved != self.progress.step:
             self._save()
+        if not self.saved:
+            self.interrupt.take_effect(number)
         try:
             self.interrupt.take_effect(number)
         except BaseException as stop:

@@ -65,23 +65,23 @@ def fetch(outcome: Outcome) -> Fetched:
     )
 
 
-def describe(step: int, fetched: Fetched, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Return what is said of a step but for time and data."""
+def describe(step: int, fetched: Fetched, rates: Mapping[str, float], layers: Sequence[int]) -> dict[str, Any]:
+    """Return what is said of a step but for time and data; `layers` are the numbers of those with experts."""
     return {
         "step": step,
         "loss": fetched.loss,
         **_mean_losses(fetched),
         "lr": dict(rates),
         "grad_norm": fetched.norms,
-        "layers": _layers(fetched),
+        "layers": _layers(fetched, layers),
     }
 
 
-def _layers(fetched: Fetched) -> list[dict[str, Any]]:
+def _layers(fetched: Fetched, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Return what is said of every layer."""
     return [
         {
-            "layer": layer,
+            "layer": numbers[layer],
             "load": load,
             "max_over_min": max(load) / min(load) if min(load) > 0 else None,
             "max_over_mean": max(load) * len(load),

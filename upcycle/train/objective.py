@@ -11,7 +11,7 @@ in what is seen, is always that of a sequence.
 Shapes: L layers, B sequences, S tokens of a sequence, E experts, K top-k, G groups.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from upcycle.moe.losses import balance_loss, expert_load, importance_loss, z_loss
-from upcycle.moe.routing import SCORES, Routing, scoring_of
+from upcycle.moe.routing import SCORES, Routing
 from upcycle.recipe.train import Scope
 
 ROUTER_LOSSES = ("balance_loss", "importance_loss", "z_loss")
@@ -47,10 +47,10 @@ class RouterStatistics:
 class RouterObjective:
     """Computes the losses of all routers of a model at once; layers must be alike in their number of experts."""
 
-    def __init__(self, coefficients: Coefficients) -> None:
-        """Learn how the routers score from the first batch whose weights tell."""
+    def __init__(self, coefficients: Coefficients, scoring: str = "softmax") -> None:
+        """`scoring` is one of `upcycle.moe.routing.SCORES`."""
         self.coefficients = coefficients
-        self._scores: Callable[[Tensor], Tensor] | None = None
+        self._scores = SCORES[scoring]
 
     @property
     def needs_load(self) -> bool:
@@ -67,7 +67,7 @@ class RouterObjective:
         scope = self.coefficients.scope
         logits_LBSE = _by_sequence([routing.logits_TE for routing in seen], batch).float()
         chosen_LBSK = _by_sequence([routing.chosen_TK for routing in seen], batch)
-        probabilities_LBSE = self._scoring(seen)(logits_LBSE)
+        probabilities_LBSE = self._scores(logits_LBSE)
         load_GE = load_LE if scope == "global-batch" else None
         balance = balance_loss(_grouped(probabilities_LBSE, scope), _grouped(chosen_LBSK, scope), load_E=load_GE)
         layers = len(seen)
@@ -81,14 +81,6 @@ class RouterObjective:
         sums = zip(ROUTER_LOSSES, losses_3L.sum(1), strict=True)
         total = torch.stack([getattr(self.coefficients, name) * value for name, value in sums]).sum()
         return total, _statistics(losses_3L, probabilities_LBSE, chosen_LBSK)
-
-    def _scoring(self, seen: Sequence[Routing]) -> Callable[[Tensor], Tensor]:
-        if self._scores is None:
-            told = scoring_of(seen[0])
-            if told is None:
-                return SCORES["softmax"]
-            self._scores = SCORES[told]
-        return self._scores
 
 
 def load_of(seen: Sequence[Routing]) -> Tensor:

@@ -95,7 +95,7 @@ class Optimizer:
     def _by_decay(self) -> Iterator[tuple[str, bool, list[Tensor]]]:
         for group, masters in self.groups.items():
             for decay in (True, False):
-                if weights := [master.weights for master in masters if (master.weights.ndim >= 2) == decay]:
+                if weights := [master.weights for master in masters if _decays(master) == decay]:
                     yield group, decay, weights
 
     @property
@@ -188,6 +188,11 @@ class Optimizer:
             if isinstance(state["step"], int):  # bitsandbytes' is no tensor
                 state["step"] = int(tensors[f"{master.name}:step"])
         self._round()
+
+
+def _decays(master: Master) -> bool:
+    """Whether weight decay is for it: matrices, but not the fused biases of experts, `(E, F)`, nor Mamba's `A_log`."""
+    return master.weights.ndim >= 2 and not master.name.endswith(("bias", "A_log"))
 
 
 def _gradients(masters: list[Master]) -> list[Tensor]:

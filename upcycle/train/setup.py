@@ -16,9 +16,11 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.errors import InputError, UpcycleError
 from upcycle.moe.device import find_device
+from upcycle.moe.routing import scoring_of_router
 from upcycle.recipe.train import Train, decisive
 from upcycle.text.stream import BlockStream, held_out_blocks
 from upcycle.train.batches import Batches, Cut, target_count
+from upcycle.train.check import check_model
 from upcycle.train.checkpoints import Run, open_run
 from upcycle.train.evaluate import Evaluation
 from upcycle.train.model import GROUPS, Trainee, load
@@ -69,6 +71,11 @@ class Setup:
         """Begin to read."""
         return Batches(self.stream, self.cut, pinned=self.accelerator.device.type == "cuda")
 
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process, which need not agree with others on when to stop."""
+        return bool(self.accelerator.num_processes == 1)
+
 
 @contextmanager
 def set_up(source: Path, request: Train) -> Iterator[Setup]:
@@ -85,6 +92,7 @@ def set_up(source: Path, request: Train) -> Iterator[Setup]:
         checkpoint = _agreed(directory.newest() if directory and request.resume else None)
         trainee = load(source, request, accelerator.device, checkpoint)
         _check_length(trainee, request)
+        check_model(trainee)
         optimizer = _optimizer(trainee, request)
         progress = read_state(checkpoint, optimizer) if checkpoint else Progress(0, 0, None)
         if progress.step > request.max_steps:
@@ -101,7 +109,8 @@ def set_up(source: Path, request: Train) -> Iterator[Setup]:
         coefficients = Coefficients(
             request.balance_coef, request.importance_coef, request.z_coef, request.balance_scope
         )
-        stepper = Stepper(accelerator, trainee, optimizer, RouterObjective(coefficients))
+        scoring = scoring_of_router(trainee.routers[0].module) if trainee.routers else "softmax"
+        stepper = Stepper(accelerator, trainee, optimizer, RouterObjective(coefficients, scoring))
         trainee.model.train()
         _begin_tracking(accelerator, request)
         yield Setup(request, accelerator, directory, trainee, optimizer, stepper, stream, evaluation, progress)
