@@ -83,7 +83,7 @@ def test_a_tracker_gets_the_figures(moe: Path, text: Path, tmp_path: Path) -> No
     assert seen.Scalars("layers/0/max_over_mean")
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected")
+@pytest.mark.filterwarnings("ignore:Dynamo detected", "ignore::DeprecationWarning:torch")
 @pytest.mark.slow
 def test_a_compiled_model_trains_alike(moe: Path, text: Path, tmp_path: Path) -> None:
     plain = run_train(moe, tmp_path / "plain", text, max_steps=3)
