@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from upcycle import recipe
 from upcycle.errors import UpcycleError
@@ -11,6 +11,9 @@ from upcycle.pipeline import stages
 from upcycle.pipeline.grammar import command_of
 from upcycle.pipeline.steps import Recipe
 from upcycle.plan.execute import Advance
+
+if TYPE_CHECKING:
+    from upcycle.train.loop import Observer as TrainingObserver
 
 
 class Observer(Protocol):
@@ -22,7 +25,7 @@ class Observer(Protocol):
     def progress(self, what: str) -> AbstractContextManager[Callable[[int], Advance]]:
         """Return a context that yields `start(total_bytes)`, which returns what is told the bytes as they are done."""
 
-    def training(self) -> "AbstractContextManager[stages.TrainingObserver]":
+    def training(self) -> "AbstractContextManager[TrainingObserver]":
         """Return a context that yields whoever watches a training."""
 
     def write(self, piece: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import upcycle
 from upcycle import recipe
@@ -12,7 +12,7 @@ from upcycle.plan.execute import Advance
 if TYPE_CHECKING:
     from upcycle.convert.convert import Draft
     from upcycle.convert.verify import Report
-    from upcycle.train.loop import Trained
+    from upcycle.train.loop import Observer, Trained
 
 
 BUILT_IN = {"demo:tiny": Path(upcycle.__file__).parent / "data" / "tiny"}
@@ -104,20 +104,7 @@ def generate(request: recipe.Generate, show: Callable[[str], None] = lambda _: N
     return carry_out(locate(request.model), request, show)
 
 
-class TrainingObserver(Protocol):
-    """Who is shown how a training goes."""
-
-    def begin(self, total_steps: int, done: int) -> None:
-        """Training begins, `done` steps of `total_steps` having been made before."""
-
-    def step(self, metrics: dict[str, Any]) -> None:
-        """A step is done; `metrics` is its line in `metrics.jsonl`."""
-
-    def note(self, text: str) -> None:
-        """Something is to be told: an alert, a checkpoint."""
-
-
-def train(request: recipe.Train, observer: TrainingObserver | None = None) -> "Trained":
+def train(request: recipe.Train, observer: "Observer | None" = None) -> "Trained":
     """Continue training a model; see `upcycle.train.loop.train`."""
     from upcycle.train.loop import train as carry_out
 

@@ -157,15 +157,14 @@ _MANY, _BIG = 2**53, 1e6
 _RANGES: tuple[tuple[str, float, float], ...] = (
     *((name, 1, 2**20) for name in ("batch_size", "grad_accum")),
     ("lora_rank", 1, 2**14),
-    *((name, 1, _MANY) for name in ("max_steps", "eval_every", "eval_sequences", "keep")),
-    *((name, 1, _MANY) for name in ("save_every",)),
+    *((name, 1, _MANY) for name in ("max_steps", "eval_every", "eval_sequences", "save_every", "keep")),
     *((name, 0, _MANY) for name in ("warmup_steps", "decay_steps", "start_step", "shuffle")),
     ("seq_len", 2, 2**24),
     ("seed", 0, 2**63 - 1),
     *((name, 0, _BIG) for name in ("balance_coef", "z_coef", "importance_coef", "clip", "weight_decay")),
     *((name, 0, 10) for name in ("lr", "router_lr", "expert_lr")),
-    *((name, 0, 0.99) for name in ("eval_split",)),
-    *((name, 0, 1) for name in ("min_lr",)),
+    ("eval_split", 0, 0.99),
+    ("min_lr", 0, 1),
     *((name, 0, 0.999999) for name in ("beta1", "beta2")),
     ("lora_alpha", 1e-6, _BIG),
 )

@@ -47,9 +47,7 @@ class Trained:
 
     out: Path
     steps: int
-    losses: tuple[
-        float, ...
-    ]  # means over the first and the last tenth of the steps, 10 at most; empty on other processes
+    losses: tuple[float, ...]  # means over the first and the last tenth of the steps; none but on the main process
     eval_losses: tuple[float, ...]  # on held-out text, before, meanwhile and at the end
 
 
@@ -201,12 +199,11 @@ class _Loop:
         """Save, and let the signal have its effect."""
         if self.saved != self.progress.step:
             self._save()
-        if not self.saved:
-            self.interrupt.take_effect(number)
         try:
             self.interrupt.take_effect(number)
         except BaseException as stop:
-            stop.add_note(f"step {self.progress.step} is saved in {self.setup.out}, --resume goes on from there")
+            if self.saved:
+                stop.add_note(f"step {self.saved} is saved in {self.setup.out}, --resume goes on from there")
             raise
 
     def _finish(self) -> None:

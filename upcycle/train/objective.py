@@ -37,7 +37,7 @@ class Coefficients:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatistics:
-    """Of one micro-batch, per layer, without gradient: sums over processes and micro-batches make those of a step."""
+    """Per layer, without gradient: of a micro-batch, or their means over micro-batches and processes, of a step."""
 
     losses_3L: Tensor  # those of ROUTER_LOSSES, means over the micro-batch
     entropy_L: Tensor  # mean over tokens, divided by ln(E)
