@@ -4,6 +4,7 @@ The command line, the recipes and their JSON Schema, the receipt and the Python 
 so an option is described once; `upcycle.option` says how.
 """
 
+from upcycle.recipe.checks import recorded
 from upcycle.recipe.conversion import (
     MAX_EXPERTS,
     Conversion,
@@ -13,7 +14,6 @@ from upcycle.recipe.conversion import (
     Plan,
     RouterInit,
     Verify,
-    recorded,
 )
 from upcycle.recipe.generate import Generate, RunDtype
 from upcycle.recipe.plot import MAX_RUNS, PictureFormat, Plot

@@ -1,9 +1,10 @@
-"""What every request checks of its own fields."""
+"""What every request checks of its own fields, and which of them decide what comes out."""
 
+from dataclasses import asdict
 from typing import Any
 
 from upcycle.errors import RecipeError
-from upcycle.option import wrong_kind
+from upcycle.option import options_of, wrong_kind
 
 
 def check_kinds(request: Any) -> None:
@@ -21,3 +22,10 @@ def require(good: bool, name: str, found: object, expected: str) -> None:
         raise RecipeError(
             f"{name} is out of range", found=found, expected=expected, hint=f"set it with {flag}", option=name
         )
+
+
+def recorded(request: Any) -> dict[str, Any]:
+    """Return the fields of `request` that decide what comes out, as JSON data: for a receipt, or to resume the same."""
+    values = asdict(request)
+    names = [option.name for option in options_of(type(request)).values() if option.recorded]
+    return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}

@@ -2,10 +2,10 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from upcycle.option import argument, option, options_of
+from upcycle.option import argument, option
 from upcycle.recipe.checks import check_kinds, require
 
 Dtype = Literal["keep", "f32", "f16", "bf16"]
@@ -127,10 +127,3 @@ class Verify:
         """Raise RecipeError for a number of tokens that cannot be run."""
         check_kinds(self)
         require(2 <= self.tokens <= 10**6, "tokens", self.tokens, "2 to a million")
-
-
-def recorded(request: Conversion) -> dict[str, Any]:
-    """Return the fields of `request` that decide what comes out, as JSON data for the receipt."""
-    values = asdict(request)
-    names = [option.name for option in options_of(type(request)).values() if option.recorded]
-    return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}

@@ -1,11 +1,11 @@
 """Asking for continued training."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from upcycle.errors import RecipeError
-from upcycle.option import argument, option, options_of
+from upcycle.option import argument, option
 from upcycle.recipe.checks import check_kinds, require
 
 Trained = Literal["all", "experts", "router", "lora"]
@@ -28,7 +28,9 @@ class Train:
     """
 
     model: str = argument("Model to start from: a directory, a .gguf file or a Hub id.")
-    out: str = argument("Directory to write: metrics.jsonl and checkpoints while training, at the end the model.")
+    out: str = argument(
+        "Directory to write: metrics.jsonl and checkpoints while training, at the end the model.", recorded=False
+    )
 
     data: tuple[str, ...] = option(
         (), "Text to train on: .txt, .jsonl (text, messages, or prompt and completion), .parquet, a directory of "
@@ -169,10 +171,3 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("lora_alpha", 1e-6, _BIG),
 )
 """Option, least and most; no NaN is between them."""
-
-
-def decisive(request: Train) -> dict[str, Any]:
-    """Return the fields that decide what comes out, as JSON data; `resume` asks that they are the same."""
-    values = asdict(request)
-    names = [option.name for option in options_of(Train).values() if option.recorded and option.name != "out"]
-    return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}

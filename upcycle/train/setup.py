@@ -17,7 +17,8 @@ from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.errors import InputError, UpcycleError
 from upcycle.moe.device import find_device
 from upcycle.moe.routing import scoring_of_router
-from upcycle.recipe.train import Train, decisive
+from upcycle.recipe import recorded
+from upcycle.recipe.train import Train
 from upcycle.text.stream import BlockStream, held_out_blocks
 from upcycle.train.batches import Batches, Cut, target_count
 from upcycle.train.check import check_model
@@ -152,12 +153,12 @@ def _accelerator(request: Train) -> Accelerator:
 def _begin_tracking(accelerator: Accelerator, request: Train) -> None:
     if request.tracker == "none":
         return
-    settings = {name: value for name, value in decisive(request).items() if isinstance(value, int | float | str)}
+    settings = {name: value for name, value in recorded(request).items() if isinstance(value, int | float | str)}
     accelerator.init_trackers("upcycle", config=settings)
 
 
 def _open(source: Path, request: Train, accelerator: Accelerator) -> Any:
-    whole = decisive(request)
+    whole = recorded(request)
     batch = whole.pop("batch_size") * whole.pop("grad_accum") * accelerator.num_processes
     local = [path for one in (*request.data, *request.eval_data) if (path := Path(one).expanduser()).exists()]
     return open_run(
