@@ -76,6 +76,24 @@ def test_what_is_missing_or_unknown_is_no_trouble() -> None:
 # -- loads ------------------------------------------------------------------------------------------------------------
 
 
+def test_layers_that_use_all_their_experts_are_no_trouble() -> None:
+    """A dense router, and layers of 1, 2 and 8 experts: what cannot be uneven is not told to be."""
+    assert alerts(metrics(step, [1.0], [0.5, 0.5], [1 / 8] * 8) for step in range(1, 200)) == {}
+
+
+def test_layers_of_different_sizes_are_judged_each_by_its_own() -> None:
+    """Even for 2 experts is a collapse of 8, and 3% of the choices much for one of 32, next to nothing for one of 2."""
+    loads = ([0.5, 0.5], [0.5, 0.5] + [0.0] * 6, [1 / 32] * 32)
+    raised = alerts(metrics(step, *loads) for step in range(1, 60))
+    assert list(raised) == [WINDOW]
+    assert raised[WINDOW] == [
+        "layer 1 is collapsing: 2 of its 8 experts got 100% of the choices in the last 25 steps, an even share is 25%; "
+        "raise --balance-coef",
+        "dead: experts 2, 3, 4, 5, 6, 7 of layer 1, each with under 1% of an even share of the choices in the last 25 "
+        "steps; raise --balance-coef",
+    ]
+
+
 def test_misplaced() -> None:
     # even is 1/4 each: .25 + .05 of [.5 .3 .1 .1] are too much
     assert misplaced(np.array([0.5, 0.3, 0.1, 0.1])) == pytest.approx(0.30)

@@ -11,10 +11,11 @@ import torch
 
 from upcycle.checkpoint.header import TensorSpec, tensor_bytes
 from upcycle.errors import CheckpointError, InputError
-from upcycle.plan import compute
-from upcycle.plan.compute import decode, encode, encoded_blocks, read_blocks, standard_deviation
+from upcycle.plan import compute, values
+from upcycle.plan.compute import encoded_blocks, standard_deviation
 from upcycle.plan.plan import Write
 from upcycle.plan.sources import Copy, Noise, Normal, Source, Zeros, random_key
+from upcycle.plan.values import decode, encode, read_blocks
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 ALL_16_BITS = np.arange(65536, dtype=np.uint16)
@@ -195,7 +196,7 @@ def test_a_file_that_ends_early(tmp_path: Path) -> None:
 @pytest.fixture(params=[1, 7, 1000, 2**20])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Blocks of another size; what comes out must not depend on it."""
-    monkeypatch.setattr(compute, "BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(values, "BLOCK_ELEMENTS", request.param)
     yield request.param
     compute._standard_deviation.cache_clear()
 

@@ -7,14 +7,15 @@ import torch
 from torch import nn
 
 from upcycle.moe.routing import Routing
-from upcycle.train.metrics import expert_cosine, flops_per_token
+from upcycle.train.metrics import describe, expert_cosine, fetch, flops_per_token
 from upcycle.train.objective import Coefficients, RouterObjective, RouterStatistics, load_of
+from upcycle.train.step import Outcome
 
 
-def routing(first: list[int]) -> Routing:
-    """One layer of two experts, top-1, that is nearly certain: each token goes where it is told."""
+def routing(first: list[int], experts: int = 2) -> Routing:
+    """One layer, top-1, that is nearly certain: each token goes where it is told."""
     chosen = torch.tensor(first)[:, None]
-    logits = torch.where(torch.arange(2) == chosen, 50.0, 0.0).requires_grad_()
+    logits = torch.where(torch.arange(experts) == chosen, 50.0, 0.0).requires_grad_()
     return Routing(logits, torch.ones(len(first), 1), chosen)
 
 
@@ -60,6 +61,65 @@ def test_entropy_is_relative_to_the_most_there_can_be() -> None:
 
 def test_load_of_all_layers() -> None:
     assert load_of([routing([0, 0, 0, 1]), routing([1, 1, 1, 1])]).tolist() == [[0.75, 0.25], [0.0, 1.0]]
+
+
+def everything(experts: int) -> Routing:
+    """One layer whose tokens use all experts, and prefer none."""
+    weights = torch.full((4, experts), 1 / experts)
+    return Routing(torch.zeros(4, experts, requires_grad=True), weights, torch.arange(experts).expand(4, -1))
+
+
+def test_layers_may_differ_in_their_number_of_experts() -> None:
+    # Layers of 2, 4, 2 experts and 3 that are all used; in the second the four tokens go to experts 0, 0, 2, 3.
+    seen = [routing(APART), routing([0, 0, 2, 3], 4), routing([1, 1, 1, 1]), everything(3)]
+    coefficients = Coefficients(balance_loss=1.0, importance_loss=0.5, z_loss=0.0, scope="micro-batch")
+    total, statistics = RouterObjective(coefficients)(seen, 1)
+    # balance: E sum f P: 1; 4 (1/4 + 1/16 + 1/16); 2; 1. importance, CV^2: 0; 4 * 3/8 - 1; 1; 0.
+    assert statistics.losses_3L[0].tolist() == pytest.approx([1, 1.5, 2, 1])
+    assert statistics.losses_3L[1].tolist() == pytest.approx([0, 0.5, 1, 0])
+    assert statistics.losses_3L[2, 3].item() == pytest.approx(math.log(3) ** 2)
+    assert total.item() == pytest.approx(5.5 + 0.5 * 1.5)
+    assert statistics.entropy_L.tolist() == pytest.approx([0, 0, 0, 1], abs=1e-6)
+    assert statistics.experts == (2, 4, 2, 3)
+    assert statistics.load_LE.tolist() == [
+        pytest.approx([0.5, 0.5, 0, 0]), pytest.approx([0.5, 0, 0.25, 0.25]), pytest.approx([0, 1, 0, 0]),
+        pytest.approx([1 / 3, 1 / 3, 1 / 3, 0]),
+    ]  # fmt: skip
+    assert torch.equal(load_of(seen), statistics.load_LE)
+    total.backward()
+    assert all(one.logits_TE.grad is not None for one in seen)
+    # The load of a whole batch, in which the second layer is even: 4 (1/4) (1/2 + 1/4 + 1/4) and the others as before.
+    whole_LE = statistics.load_LE.clone()
+    whole_LE[1] = 0.25
+    assert measure("global-batch", seen, 1, whole_LE).losses_3L[0].tolist() == pytest.approx([1, 1, 2, 1])
+
+
+def test_every_layer_is_measured_as_if_it_were_alone() -> None:
+    torch.manual_seed(0)
+    seen = []
+    for experts, top_k in ((2, 1), (4, 2), (8, 2), (4, 2), (2, 1), (4, 4)):
+        logits = torch.randn(12, experts)
+        weights, chosen = logits.softmax(-1).topk(top_k)
+        seen.append(Routing(logits, weights, chosen))
+    together = measure("sequence", seen, 3)
+    for layer, one in enumerate(seen):
+        alone = measure("sequence", [one], 3)
+        assert torch.equal(together.losses_3L[:, layer], alone.losses_3L[:, 0])
+        assert torch.equal(together.entropy_L[layer], alone.entropy_L[0])
+        experts = alone.load_LE.shape[1]
+        assert torch.equal(together.load_LE[layer, :experts], alone.load_LE[0])
+        assert not together.load_LE[layer, experts:].any()
+
+
+def test_a_step_is_told_with_as_many_experts_as_each_layer_has() -> None:
+    statistics = measure("micro-batch", [routing([0, 1, 2, 3], 4), routing(APART), everything(3)], 1)
+    told = describe(
+        7, fetch(Outcome(torch.tensor(2.5), statistics, {"total": torch.tensor(1.0)}, torch.zeros(1))), {}, [0, 2, 5]
+    )
+    assert [one["load"] for one in told["layers"]] == [[0.25] * 4, [0.5] * 2, pytest.approx([1 / 3] * 3)]
+    assert [one["layer"] for one in told["layers"]] == [0, 2, 5]
+    assert [one["max_over_mean"] for one in told["layers"]] == pytest.approx([1, 1, 1])
+    assert [one["dead"] + one["cold"] for one in told["layers"]] == [0, 0, 0]
 
 
 def test_cosine_of_experts_by_hand() -> None:

@@ -104,6 +104,27 @@ def test_what_a_file_says(runs: Path) -> None:
     assert run.last_loads[1].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
 
+def ragged(step: int) -> dict[str, Any]:
+    """A step of layers 1, 3 and 4 with 1, 2 and 8 experts, the last of them dead, and no cosines."""
+    loads = {1: [1.0], 3: [0.25, 0.75], 4: [1 / 7] * 7 + [0.0]}
+    rows = [
+        {"layer": layer, "load": load, "max_over_mean": max(load) * len(load), "entropy": 0.9, "dead": 0, "cold": 0}
+        for layer, load in loads.items()
+    ]
+    return {**metrics(step), "layers": rows}
+
+
+def test_layers_may_differ_in_their_number_of_experts(tmp_path: Path) -> None:
+    path = write(tmp_path / "metrics.jsonl", map(ragged, range(1, 31)))
+    run = read_run(path, "ragged")
+    assert run.layers == (1, 3, 4)
+    assert [load.shape for load in run.loads] == [(30, 1), (30, 2), (30, 8)]
+    assert [load.tolist() for load in run.last_loads[:2]] == [pytest.approx([1.0]), pytest.approx([0.25, 0.75])]
+    assert [path.stem for path in plot(Plot(metrics=str(path)))] == OF_ALL
+    alike = write(tmp_path / "alike/metrics.jsonl", map(metrics, range(1, 31)))
+    assert len(plot(Plot(metrics=str(path), also=(str(alike),)))) == len(OF_ALL) + 2
+
+
 def test_a_long_run_is_thinned_out(tmp_path: Path) -> None:
     """30,000 steps: stretches of 32, each with its mean and range, and the last one as long as it is."""
     lines = (b'{"step": %d, "loss": %d, "layers": []}\n' % (step, step % 10) for step in range(30_000))

@@ -251,7 +251,7 @@ def changed(before: Path, after: Path) -> set[str]:
         ({"device": "cuda:7"}, "no such device; found cuda:7"),
         ({"eval_split": 0.5, "eval_data": ("x.txt",)}, "eval_split is out of range"),
         ({"data_weight": (1.0, 2.0)}, "data_weight is out of range; found 2 weights"),
-        ({"load_in_4bit": True}, "--train lora beside it"),
+        ({"load_in_4bit": True}, "weights that are trained cannot be held in 4 bits; found --train all"),
         ({"lr": float("nan")}, "lr is out of range; found nan"),
     ],
 )

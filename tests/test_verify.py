@@ -18,11 +18,11 @@ from tests.models import save_dense
 from upcycle.checkpoint.header import read_header
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.convert.parity import run_both
-from upcycle.convert.verify import Report
 from upcycle.errors import CheckpointError, InputError
 from upcycle.families.match import find_family
 from upcycle.moe.probe import LEARNING_RATE, probe_layer
 from upcycle.pipeline.stages import convert, verify
+from upcycle.plan.report import Report
 from upcycle.recipe import Convert, Verify
 from upcycle.text.read import random_ids
 

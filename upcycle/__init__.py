@@ -18,15 +18,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from upcycle.errors import InputError, UpcycleError
     from upcycle.pipeline.stages import run
-    from upcycle.recipe import Convert, Generate, Plan, Plot, Train, Verify
+    from upcycle.recipe import Attach, Convert, Generate, Merge, Plan, Plot, Train, Verify
 
 # No function is named like a subpackage (convert, plan): importing the subpackage would replace it.
 _API = {
     "run": "upcycle.pipeline.stages",
+    "Attach": "upcycle.recipe",
     "Convert": "upcycle.recipe",
     "Generate": "upcycle.recipe",
     "InputError": "upcycle.errors",
     "UpcycleError": "upcycle.errors",
+    "Merge": "upcycle.recipe",
     "Plan": "upcycle.recipe",
     "Plot": "upcycle.recipe",
     "Train": "upcycle.recipe",
@@ -34,7 +36,8 @@ _API = {
 }
 
 __all__ = [
-    "Convert", "Generate", "InputError", "Plan", "Plot", "Train", "UpcycleError", "Verify", "__version__", "run",
+    "Attach", "Convert", "Generate", "InputError", "Merge", "Plan", "Plot", "Train", "UpcycleError", "Verify",
+    "__version__", "run",
 ]  # fmt: skip
 
 

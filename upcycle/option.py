@@ -27,6 +27,7 @@ class Option:
     group: str = "Options"  # the heading under which `--help` lists it
     short: str | None = None  # a one-letter flag
     metavar: str | None = None  # what the value is called
+    joined: bool = False  # several values are one word on the command line, 2,4,6,8; in a recipe one may stand alone
     recorded: bool = True  # False: says how the work is done, not what comes out; left out of the receipt
 
     @property

@@ -3,6 +3,7 @@
 The reference is always this environment's transformers, in float32. Shapes: T positions, V vocabulary.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,12 @@ from transformers.utils.logging import disable_progress_bar
 
 import upcycle
 from tests.assets import fetch
+from tests.drawn_adapters import draw_adapter, formula_model
 from tests.interop.compare import Array
 from tests.models import VARIANTS, save_dense
+from upcycle.adapt.merge import merge
 from upcycle.pipeline.stages import locate
+from upcycle.recipe.merge import Merge
 from upcycle.text.read import read_text
 
 GGUF = Path("build/assets/SmolLM2-135M-Instruct.gguf")
@@ -101,6 +105,36 @@ def uneven(pair: Pair, root: Path) -> Pair:
     return _random_text(name, moe, moe)
 
 
+def compact(pair: Pair, root: Path) -> Pair:
+    """Return the dense model of `pair` with bottleneck experts drawn at random, as a GraniteMoeShared.
+
+    The reference computes the experts by their formula (tests/drawn_adapters.py).
+    """
+    name = f"{pair.name}_compact"
+    dense = root / pair.name
+    adapter = draw_adapter(dense, root / f"{name}-adapter", "bottleneck", attention_rank=3)
+    if (pair.moe / "tokenizer.json").exists():
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(pair.moe / file, adapter / file)
+    moe = _merge(adapter, dense, root / f"{name}-moe")
+    ids_T = np.random.default_rng(0).integers(0, int(pair.logits.shape[1]), POSITIONS)
+    return Pair(name, moe, ids_T, _logits(formula_model(dense, adapter), ids_T))
+
+
+def smollm2_compact(root: Path) -> Pair:
+    """Return the real model with 8 bottlenecks of width 16 drawn at random, and what it writes after the prompts."""
+    dense = locate(str(fetch(GGUF)))
+    adapter = draw_adapter(dense, root / "SmolLM2-adapter", "bottleneck", std=0.1, num_experts=[8] * 30, rank=16)
+    moe = _merge(adapter, dense, root / "SmolLM2-compact")
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    model = formula_model(dense, adapter)
+    ids_T = np.array(tokenizer(read_text(None)).input_ids[:POSITIONS])
+    greedy = [_greedy(model, tokenizer, prompt) for prompt in PROMPTS]
+    question = [{"role": "user", "content": QUESTION}]
+    chat = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    return Pair("SmolLM2-compact", moe, ids_T, _logits(model, ids_T), greedy, chat)
+
+
 def smollm2(root: Path, *, writing: bool = True) -> Pair:
     """Return the real model as 8 experts, 2 for each token, with what it writes after the prompts."""
     dense = locate(str(fetch(GGUF)))
@@ -118,6 +152,13 @@ def _convert(dense: Path, moe: Path, *, experts: int = 4, **fields: Any) -> Path
     request = upcycle.Convert(model=str(dense), out=str(moe), experts=experts, top_k=2, overwrite=True, **fields)
     upcycle.run(request)
     return moe
+
+
+def _merge(adapter: Path, dense: Path, out: Path) -> Path:
+    """Merge in float32, so that nothing is rounded."""
+    request = Merge(adapter=str(adapter), out=str(out), to="compact", dtype="f32", overwrite=True)
+    merge(adapter, dense, request, lambda _: lambda _: None)
+    return out
 
 
 def _random_text(name: str, reference: Path, moe: Path) -> Pair:

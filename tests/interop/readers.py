@@ -50,7 +50,10 @@ def _every_variant(root: Path, *, writing: bool = True) -> Iterator[Pair]:
     plain = [pairs.small(variant, root) for variant in VARIANTS]
     yield from plain
     yield pairs.uneven(plain[0], root)
+    yield from (pairs.compact(pair, root) for pair in plain if pair.name not in _WINDOWED)
     yield pairs.smollm2(root, writing=writing)
+    if writing:
+        yield pairs.smollm2_compact(root)
 
 
 def _with_tokenizers(root: Path) -> Iterator[Pair]:
@@ -58,7 +61,9 @@ def _with_tokenizers(root: Path) -> Iterator[Pair]:
     small = [pairs.with_tokenizer(name, root) for name in names]
     yield from small
     yield pairs.uneven(small[0], root)
+    yield from (pairs.compact(pair, root) for pair in small if pair.name != "mistral_window_tokenizer")
     yield pairs.smollm2(root)
+    yield pairs.smollm2_compact(root)
 
 
 def _transformers(pair: Pair, told: Mapping[str, Any], directory: Path, limit: str) -> Iterator[Check]:
@@ -111,6 +116,11 @@ def _greedy(pair: Pair, written: list[Mapping[str, Any]]) -> Iterator[Check]:
 
 _NO_SCALING = "mlx-lm's mixtral has no rope scaling"
 _SILU = "its experts are always SwiGLU"
+_WINDOWED = ("mistral_window", "mistral_tied")
+"""GraniteMoeShared has no window: such a merge is refused."""
+
+_NO_HEAD_DIM = "its granite takes head_dim for hidden / heads"
+_NO_SHARED = "mlx-lm has no granitemoeshared"
 _UNREAD = {"llama_gelu": _SILU, "mistral_window": "its llama architecture has no sliding window"}
 
 READERS: Mapping[str, Reader] = MappingProxyType(
@@ -123,7 +133,12 @@ READERS: Mapping[str, Reader] = MappingProxyType(
                 "read_llamacpp.py",
                 _with_tokenizers,
                 _llamacpp,
-                {f"{name}_tokenizer": why for name, why in _UNREAD.items()},
+                {
+                    **{f"{name}_tokenizer": why for name, why in _UNREAD.items()},
+                    "llama_gelu_tokenizer_compact": _SILU,
+                    "llama_odd_head_tokenizer_compact": _NO_HEAD_DIM,
+                    "llama_llama3_rope_tokenizer_compact": "its converter has no llama3 rope scaling for granite",
+                },
             ),
             Reader(
                 "mlx",
@@ -131,6 +146,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
                 partial(_every_variant, writing=False),
                 _mlx,
                 {
+                    **{f"{name}_compact": _NO_SHARED for name in VARIANTS},
                     "llama_gelu": _SILU,
                     **dict.fromkeys(("llama_odd_head", "mistral_odd_head"), "it takes head_dim for hidden / heads"),
                     **dict.fromkeys(("llama_llama3_rope", "llama_yarn", "llama_linear_rope"), _NO_SCALING),

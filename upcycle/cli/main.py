@@ -21,7 +21,9 @@ COMMANDS = {
     "plan": "upcycle.cli.convert",
     "convert": "upcycle.cli.convert",
     "verify": "upcycle.cli.verify",
+    "attach": "upcycle.cli.attach",
     "train": "upcycle.cli.train",
+    "merge": "upcycle.cli.merge",
     "plot": "upcycle.cli.plot",
     "generate": "upcycle.cli.generate",
     "run": "upcycle.cli.run",
@@ -59,7 +61,9 @@ def group(debug: bool) -> None:
     upcycle plan    MODEL             what would be written, from headers alone
     upcycle convert MODEL OUT         dense checkpoint -> mixture of experts
     upcycle verify  DENSE MOE         the proof that they compute the same
-    upcycle train   MODEL OUT         train it on
+    upcycle attach  MODEL OUT         small experts on a frozen model, as an adapter
+    upcycle train   MODEL OUT         train any of them on
+    upcycle merge   ADAPTER OUT       an adapter's experts -> mixture of experts
     """
 
 

@@ -80,8 +80,23 @@ def command(request: type[Request], *, example: str) -> Callable[[Callable[..., 
     return decorate
 
 
+class Joined(click.ParamType[tuple[Any, ...]]):
+    """Several values in one word, with commas between them."""
+
+    def __init__(self, kind: type) -> None:
+        """`kind` is that of one value."""
+        self.one = click.types.convert_type(kind)
+        self.name = self.one.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Return the values of a word."""
+        if isinstance(value, tuple):  # the default
+            return value
+        return tuple(self.one.convert(part.strip(), param, ctx) for part in value.split(","))
+
+
 def _parameter(option: Option) -> click.Parameter:
-    kind = click.Choice(option.choices) if option.choices else option.kind
+    kind: Any = click.Choice(option.choices) if option.choices else option.kind
     if option.positional:
         return HelpfulArgument([option.name], help=option.help, type=kind)
     flag = f"--{option.name.replace('_', '-')}"
@@ -89,10 +104,10 @@ def _parameter(option: Option) -> click.Parameter:
         flag = f"{flag}/--no-{flag[2:]}"
     return click.Option(
         [option.name, flag, *([f"-{option.short}"] if option.short else [])],
-        type=kind,
+        type=Joined(option.kind) if option.joined else kind,
         default=option.default,
         help=option.help,
-        multiple=option.many,
+        multiple=option.many and not option.joined,
         show_default=not any(option.default is blank for blank in (None, False, ())),
         metavar=option.metavar,
         is_flag=option.kind is bool,

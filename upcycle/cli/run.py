@@ -9,7 +9,16 @@ import click
 from upcycle import recipe as requests
 from upcycle.cli.options import GroupedCommand, HelpfulArgument
 from upcycle.cli.progress import Start, progress_bar
-from upcycle.cli.tables import print_account, print_json, print_report, print_trained, print_written, warn
+from upcycle.cli.tables import (
+    print_account,
+    print_attached,
+    print_json,
+    print_merged,
+    print_report,
+    print_trained,
+    print_written,
+    warn,
+)
 
 if TYPE_CHECKING:
     from upcycle.cli.panel import Panel
@@ -84,6 +93,10 @@ class _Printer:
             click.echo()
         elif isinstance(request, requests.Train):
             print_trained(result)
+        elif isinstance(request, requests.Attach):
+            print_attached(result)
+        elif isinstance(request, requests.Merge):
+            print_merged(request, result)
         elif isinstance(request, requests.Plot):
             click.echo("\n".join(map(str, result)))
         elif result is None:

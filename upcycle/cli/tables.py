@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upcycle.convert.account import Account
-from upcycle.recipe import Convert
+from upcycle.plan.account import Account
+from upcycle.recipe import Convert, Merge
 
 if TYPE_CHECKING:
+    from upcycle.adapt.attach import Attached
+    from upcycle.adapt.merge import Merged
     from upcycle.convert.convert import Draft
-    from upcycle.convert.verify import Report
+    from upcycle.plan.report import Report
     from upcycle.train.loop import Trained
 
 
@@ -92,6 +94,34 @@ def print_written(request: Convert, drafted: "Draft") -> None:
         click.echo(
             f"{request.out}: {account.total:,} parameters, {account.active:,} active, {size(account.disk)} in {files}"
         )
+
+
+def print_attached(attached: "Attached") -> None:
+    """Print what an adapter is."""
+    counts = attached.experts
+    same = len(set(counts)) == 1
+    per_layer = f"{counts[0]} experts in each of {len(counts)} layers" if same else f"experts {list(counts)}"
+    share = attached.parameters / attached.base_parameters
+    click.echo(
+        f"{attached.out}: {per_layer + ', ' if counts else ''}{attached.parameters:,} parameters "
+        f"({share:.2%} of the model's {attached.base_parameters:,}), {size(attached.nbytes)}"
+    )
+    for note in attached.notes:
+        click.echo(f"note  {printable(note)}")
+
+
+def print_merged(request: Merge, merged: "Merged") -> None:
+    """Print what a merge costs, and the proof that it computes the same."""
+    account = merged.account
+    print_account(account)
+    click.echo(
+        f"\n{request.out}: {size(account.disk)}, of a model of {size(merged.base_bytes)} and an adapter of "
+        f"{size(merged.adapter_bytes)}"
+    )
+    if merged.report is None:
+        click.echo(f"nothing was written; {request.out} can be")
+    else:
+        print_report(merged.report)
 
 
 def print_trained(trained: "Trained") -> None:

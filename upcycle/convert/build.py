@@ -31,8 +31,6 @@ DTYPE_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 MAX_TENSORS = 1_000_000
 """Ten times what the largest published mixtures of experts have; above it planning itself takes gigabytes."""
 
-_LOSSLESS = {("F32", "F64"), ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64")}
-
 
 def build_plan(checkpoint: Checkpoint, request: Conversion) -> Plan:
     """Return the whole plan of converting `checkpoint`.
@@ -49,7 +47,7 @@ def build_plan(checkpoint: Checkpoint, request: Conversion) -> Plan:
             where=checkpoint.directory,
             hint="--dtype f32 rounds the weights",
         )
-    exact = is_exact(request) and all(_is_lossless(write) for write in writes)
+    exact = is_exact(request) and all(write.lossless for write in writes)
     return Plan(
         shards=lay_out(writes, request.shard_bytes()),
         config=_config(matched, request, writes),
@@ -80,8 +78,8 @@ def _writes(matched: Match, checkpoint: Checkpoint, request: Conversion) -> list
     for row in matched.family.tensors:
         for layer in range(matched.sizes["L"]) if row.per_layer else (0,):
             writes += _row_writes(row, layer, matched, checkpoint, request)
-    order: dict[TensorSpec | None, int] = {spec: number for number, spec in enumerate(checkpoint.tensors.values())}
-    return sorted(writes, key=lambda write: order.get(reads(write.source), len(order)))
+    order = {spec: number for number, spec in enumerate(checkpoint.tensors.values())}
+    return sorted(writes, key=lambda write: min((order[spec] for spec in reads(write.source)), default=len(order)))
 
 
 def _row_writes(row: TensorRow, layer: int, matched: Match, checkpoint: Checkpoint, request: Conversion) -> list[Write]:
@@ -117,11 +115,6 @@ def _main_dtype(tensors: list[TensorSpec] | list[Write]) -> str:
     for tensor in tensors:
         totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
     return max(totals, key=lambda dtype: totals[dtype])
-
-
-def _is_lossless(write: Write) -> bool:
-    spec = reads(write.source)
-    return spec is None or spec.dtype == write.dtype or (spec.dtype, write.dtype) in _LOSSLESS
 
 
 def _config(matched: Match, request: Conversion, writes: list[Write]) -> dict[str, Any]:

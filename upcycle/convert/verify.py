@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import exp, inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from upcycle.checkpoint.reader import (
     CHAT_TEMPLATE_FILES,
@@ -19,17 +19,17 @@ from upcycle.checkpoint.reader import (
     open_checkpoint,
 )
 from upcycle.convert.build import build_plan
-from upcycle.convert.compare import Comparison, compare_tensors
-from upcycle.convert.receipt import read_receipt, request_of
+from upcycle.convert.receipt import request_of
 from upcycle.families.family import Family
 from upcycle.families.match import find_family
+from upcycle.plan.compare import Comparison, compare_tensors
 from upcycle.plan.plan import Plan
+from upcycle.plan.receipt import read_receipt
+from upcycle.plan.report import Line, Report, Verdict
 from upcycle.recipe import Verify
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Verdict = Literal["ok", "note", "FAIL"]
 
 LAYER_TOLERANCE = 1e-4
 """Largest error of a layer's output, relative to its largest value: rounding adds up from layer to layer."""
@@ -41,36 +41,6 @@ READ_FILES = (
     *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES, GENERATION_FILE, INDEX_FILE, "adapter_config.json", "processor_config.json",
 )  # fmt: skip
 """Files that a reader looks for beside the weights, and obeys."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One thing that was checked."""
-
-    name: str
-    verdict: Verdict
-    text: str
-
-
-@dataclass
-class Report:
-    """The outcome of a verification."""
-
-    lines: list[Line] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)  # the numbers behind the lines, as JSON data
-
-    @property
-    def passed(self) -> bool:
-        """Whether no line failed."""
-        return all(line.verdict != "FAIL" for line in self.lines)
-
-    def add(self, name: str, good: bool, text: str, *, otherwise: Verdict = "FAIL") -> None:
-        """Add a line with the verdict ok, or `otherwise`."""
-        self.lines.append(Line(name, "ok" if good else otherwise, text))
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as JSON data."""
-        return {"passed": self.passed, "lines": [asdict(line) for line in self.lines], **self.figures}
 
 
 Start = Callable[[int], Callable[[int], None]]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ROLES = ("embeddings", "attention", "router", "experts", "norms", "head")
+ROLES = ("embeddings", "attention", "router", "shared", "experts", "norms", "head")
 """The parts that a plan counts, in the order of its table."""
 
 
@@ -72,6 +72,17 @@ class Uniform:
 Rule = Carry | Keep | Drop | Only | Uniform
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Modules of one layer of the dense class, named from the layer on: what adapter experts are attached to."""
+
+    block: str  # the FFN
+    gate: str  # its linear layers: W_down(act(W_gate x) * (W_up x))
+    up: str
+    down: str
+    attention: tuple[str, ...]  # the linear layers of the attention
+
+
 @dataclass(frozen=True)
 class Family:
     """A dense architecture and the MoE architecture that can compute the same."""
@@ -89,6 +100,7 @@ class Family:
     moe_block: str  # modules of a stock layer: the sparse FFN, its router, its experts
     router: str
     experts: str
+    names: Names  # of the dense class
     renormalises: bool  # the router divides the top-k weights by their sum, whatever the config says
 
     def source_rows(self, layers: int) -> Iterator[tuple[TensorRow, str]]:

@@ -15,11 +15,13 @@ LIMITS: tuple[tuple[Callable[[Config], bool], str], ...] = (
         "llama.cpp and mlx-lm ignore sliding_window: right up to that many tokens",
     ),
     (
-        lambda config: config["rope_parameters"]["rope_type"] != "default",
+        lambda config: config.get("rope_parameters", {}).get("rope_type", "default") != "default",
         "mlx-lm ignores rope scaling",
     ),
     (
-        lambda config: config["head_dim"] * config["num_attention_heads"] != config["hidden_size"],
+        lambda config: (
+            "head_dim" in config and config["head_dim"] * config["num_attention_heads"] != config["hidden_size"]
+        ),
         "mlx-lm refuses a head_dim other than hidden_size / heads",
     ),
 )

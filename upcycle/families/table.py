@@ -7,7 +7,7 @@ the parity of each pair with random weights.
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from upcycle.families.family import Carry, Drop, Family, Keep, Only, Rule, TensorRow, Uniform
+from upcycle.families.family import Carry, Drop, Family, Keep, Names, Only, Rule, TensorRow, Uniform
 
 LLAMA_TENSORS = (
     TensorRow("embeddings", "model.embed_tokens.weight", ("V", "D"), "model.embed_tokens.weight"),
@@ -31,6 +31,14 @@ LLAMA_TENSORS = (
     TensorRow("head", "lm_head.weight", ("V", "D"), "lm_head.weight", tied_optional=True),
 )
 """What llama-shaped models share with their MoE counterparts."""
+
+LLAMA_NAMES = Names(
+    block="mlp",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+    down="mlp.down_proj",
+    attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+)
 
 MIXTRAL_EXPERTS = (
     TensorRow("router", "model.layers.{layer}.block_sparse_moe.gate.weight", ("E", "D")),
@@ -123,6 +131,7 @@ _MIXTRAL = {
     "moe_block": "mlp",
     "router": "mlp.gate",
     "experts": "mlp.experts",
+    "names": LLAMA_NAMES,
     "renormalises": True,
 }
 

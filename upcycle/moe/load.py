@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.families.family import Family
-from upcycle.plan.compute import Floats, read_blocks
+from upcycle.plan.values import Floats, read_blocks
 
 VOCABULARY_ROWS = 4096
 """Rows of the output head that are in memory at a time."""

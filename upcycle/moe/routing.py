@@ -1,17 +1,18 @@
-"""What stock routers decide, recorded while a model of transformers runs.
+"""What routers decide, recorded while a model of transformers runs.
 
 A router is the module beside `experts` in a sparse block whose call gives (logits, weights, chosen experts): so it is
 in every mixture of experts of transformers that upcycle knows, whatever its scoring is. A forward hook sees what the
-experts see, and the logits keep their gradient; nothing of the model is replaced.
+experts see, and the logits keep their gradient; nothing of the model is replaced. Layers with adapter experts name the
+router and the experts that count, those of the active adapter (`upcycle.adapters.layers`).
 
 Shapes: L layers, T tokens, E experts, K top-k, D hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,25 @@ class Routing:
     chosen_TK: Tensor  # int64
 
 
+@runtime_checkable
+class RoutedLayer(Protocol):
+    """A layer that names its routers itself; a module."""
+
+    def routed(self) -> Sequence[tuple[str, str]]:
+        """Return the names, from here on, of each router that counts and its experts."""
+
+
 def find_routers(model: nn.Module) -> list[Router]:
     """Return the routers of `model` in the order of its layers; none for a dense model.
 
+    Of adapter experts they are those of the active adapter; layers without any have none.
     Raises UnsupportedError for a block with experts and no router that is known.
     """
     found = []
     for name, block in model.named_modules():
+        if isinstance(block, RoutedLayer):
+            found += [_named(model, f"{name}.{router}", f"{name}.{experts}") for router, experts in block.routed()]
+            continue
         experts = getattr(block, "experts", None)
         if not isinstance(experts, nn.Module):
             continue
@@ -59,6 +72,10 @@ def find_routers(model: nn.Module) -> list[Router]:
         child, module = beside[0]
         found.append(Router(f"{name}.{child}", module, f"{name}.experts", experts))
     return found
+
+
+def _named(model: nn.Module, router: str, experts: str) -> Router:
+    return Router(router, model.get_submodule(router), experts, model.get_submodule(experts))
 
 
 def _is_router(module: nn.Module) -> bool:

@@ -12,13 +12,15 @@ REQUESTS: dict[str, type[Any]] = {
     "plan": recipe.Plan,
     "convert": recipe.Convert,
     "verify": recipe.Verify,
+    "attach": recipe.Attach,
     "train": recipe.Train,
+    "merge": recipe.Merge,
     "plot": recipe.Plot,
     "generate": recipe.Generate,
 }
 """Command -> its request. A new command is one line here and one in `upcycle.pipeline.run`."""
 
-CHAINED = ("model", "dense", "moe", "metrics")
+CHAINED = ("model", "dense", "moe", "adapter", "metrics")
 """Options that a step may leave out: the steps before it have them."""
 
 _ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,), str: (str,)}
@@ -41,6 +43,8 @@ def read_option(option: Option, value: Value, command: str) -> Any:
         return None
     if not option.many:
         return _read_one(option, value, what)
+    if option.joined and not isinstance(value.data, tuple):
+        return (_read_one(option, value, what),)
     if not isinstance(value.data, tuple):
         raise wrong_type(what, value, option.words)
     return tuple(_read_one(option, item, f"an item of {what}") for item in value.data)

@@ -90,6 +90,15 @@ def _train(request: recipe.Train, observer: Observer) -> Any:
         return stages.train(request, panel)
 
 
+def _attach(request: recipe.Attach, _observer: Observer) -> Any:
+    return stages.attach(request)
+
+
+def _merge(request: recipe.Merge, observer: Observer) -> Any:
+    with observer.progress("merging") as start:
+        return stages.merge(request, start)
+
+
 def _plot(request: recipe.Plot, _observer: Observer) -> Any:
     return stages.plot(request)
 
@@ -98,7 +107,9 @@ ACTIONS: dict[str, Callable[[Any, Observer], Any]] = {
     "plan": _plan,
     "convert": _convert,
     "verify": _verify,
+    "attach": _attach,
     "train": _train,
+    "merge": _merge,
     "plot": _plot,
     "generate": _generate,
 }

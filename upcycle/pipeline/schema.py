@@ -10,9 +10,10 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 _JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 _TAKEN = {
-    "dense": "Left out: the model of the last convert step.",
+    "dense": "Left out: the model of the last convert or attach step.",
+    "adapter": "Left out: the out of the last attach or train step.",
     "moe": "Left out: the out of the last convert step.",
-    "model": "Left out: the out of the last convert or train step.",
+    "model": "Left out: the out of the last convert, attach, train or merge step.",
     "metrics": "Left out: the out of the last train step.",
 }
 """Said of options that a step may leave out."""
@@ -65,7 +66,8 @@ def _option_schema(option: Option) -> dict[str, Any]:
     kind: Any = _JSON_TYPES[option.kind]
     one: dict[str, Any] = {"enum": list(option.choices)} if option.choices else {"type": kind}
     if option.many:
-        one = {"type": "array", "items": one}
+        several = {"type": "array", "items": one}
+        one = {"anyOf": [one, several]} if option.joined else several
     schema |= {"anyOf": [one, {"type": "null"}]} if option.nullable else one
     if option.default is not MISSING:
         schema["default"] = list(option.default) if option.many else option.default

@@ -10,8 +10,10 @@ from upcycle.errors import InputError
 from upcycle.plan.execute import Advance
 
 if TYPE_CHECKING:
+    from upcycle.adapt.attach import Attached
+    from upcycle.adapt.merge import Merged
     from upcycle.convert.convert import Draft
-    from upcycle.convert.verify import Report
+    from upcycle.plan.report import Report
     from upcycle.train.loop import Observer, Trained
 
 
@@ -60,6 +62,29 @@ def _download(model: str, allow_pickle: bool) -> Path:
     return download(model, pickle=allow_pickle)
 
 
+def _located(adapter: Path, base: str | None, *, allow_pickle: bool = False) -> Path | None:
+    """The directory of the model that an adapter belongs to, named by `base` or by itself; None for what is no adapter.
+
+    Raises InputError when it is not there, or is another model than the adapter was made for.
+    """
+    from upcycle.checkpoint.adapter import is_adapter, open_adapter
+
+    if not is_adapter(adapter):
+        if base is not None:
+            raise InputError("--base is for adapters, and this is none", where=adapter)
+        return None
+    opened = open_adapter(adapter)
+    try:
+        found = locate(base or opened.base, allow_pickle=allow_pickle)
+    except InputError as error:
+        if base is not None:
+            raise
+        hint = "--base names the directory or Hub id where it is"
+        raise InputError(f"the model of this adapter is not to be had ({error})", where=adapter, hint=hint) from None
+    opened.check_base(found)
+    return found
+
+
 def plan(request: recipe.Conversion) -> "Draft":
     """Return what a conversion would write; see `upcycle.convert.build.build_plan` for what it raises.
 
@@ -101,14 +126,36 @@ def generate(request: recipe.Generate, show: Callable[[str], None] = lambda _: N
     """Return what a model writes; `show` gets it piece by piece. See `upcycle.ship.generate.generate`."""
     from upcycle.ship.generate import generate as carry_out
 
-    return carry_out(locate(request.model), request, show)
+    directory = locate(request.model)
+    return carry_out(directory, request, show, base=_located(directory, request.base))
+
+
+def attach(request: recipe.Attach) -> "Attached":
+    """Give a dense model adapter experts; see `upcycle.adapt.attach.attach`."""
+    from upcycle.adapt.attach import attach as carry_out
+
+    base = locate(request.model, allow_pickle=request.allow_pickle)
+    return carry_out(base, request, [locate(lora) for lora in request.from_lora])
+
+
+def merge(request: recipe.Merge, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Merged":
+    """Write what a model with adapter experts computes as a plain checkpoint; see `upcycle.adapt.merge.merge`."""
+    from upcycle.adapt.merge import merge as carry_out
+    from upcycle.adapt.merge import rehearse
+
+    adapter = locate(request.adapter)
+    base = _located(adapter, request.base, allow_pickle=request.allow_pickle)
+    if base is None:
+        raise InputError("is no adapter", where=adapter, expected="what `upcycle attach` or `upcycle train` wrote")
+    return rehearse(adapter, base, request) if request.dry_run else carry_out(adapter, base, request, start)
 
 
 def train(request: recipe.Train, observer: "Observer | None" = None) -> "Trained":
     """Continue training a model; see `upcycle.train.loop.train`."""
     from upcycle.train.loop import train as carry_out
 
-    return carry_out(locate(request.model), request, observer or _Silent())
+    directory = locate(request.model)
+    return carry_out(directory, request, observer or _Silent(), base=_located(directory, request.base))
 
 
 def plot(request: recipe.Plot) -> list[Path]:
@@ -135,13 +182,18 @@ def run(request: recipe.Verify) -> "Report": ...
 @overload
 def run(request: recipe.Generate) -> str: ...
 @overload
+def run(request: recipe.Attach) -> "Attached": ...
+@overload
+def run(request: recipe.Merge) -> "Merged": ...
+@overload
 def run(request: recipe.Train) -> "Trained": ...
 @overload
 def run(request: recipe.Plot) -> list[Path]: ...
 def run(request: Any) -> Any:
     """Carry out a request.
 
-    Return a Draft (of plan and convert), a Report (of verify), text (of generate), a Trained, or paths (of plot).
+    Return a Draft (of plan and convert), a Report (of verify), text (of generate), an Attached, a Trained, a Merged, or
+    paths (of plot).
 
     Raises what the command's own function raises: InputError for what is wrong with the request or the input.
     """
@@ -153,7 +205,9 @@ STAGES: dict[type[Any], Callable[[Any], Any]] = {
     recipe.Convert: convert,
     recipe.Verify: verify,
     recipe.Generate: generate,
+    recipe.Attach: attach,
     recipe.Train: train,
+    recipe.Merge: merge,
     recipe.Plot: plot,
 }
 """Request -> what carries it out."""

@@ -8,8 +8,9 @@
       - generate: {prompt: "Gravity is", max_new_tokens: 32}
 
 A step is one command and its options, the fields of its request in `upcycle.recipe`. What links the steps: one that
-leaves out `dense` gets the `model` of the last convert before it, one that leaves out `moe` gets its `out`; `model` is
-the `out` of the last convert or train, and `metrics` that of the last train. Paths are relative to where `upcycle` is
+leaves out `dense` gets the `model` of the last convert or attach before it, one that leaves out `moe` gets the `out` of
+that convert; `model` is the `out` of the last convert, attach, train or merge, `adapter` that of the last attach or
+train, and `metrics` that of the last train. Paths are relative to where `upcycle` is
 run, as on the command line.
 """
 
@@ -160,8 +161,12 @@ def _resolved(said: list[_Said]) -> Iterator[Any]:
         request = _request(step, chain)
         if isinstance(request, recipe.Convert):
             chain = {"dense": request.model, "moe": request.out, "model": request.out}
+        if isinstance(request, recipe.Attach):
+            chain = {"dense": request.model, "adapter": request.out, "model": request.out}
         if isinstance(request, recipe.Train):
-            chain = {**chain, "model": request.out, "metrics": request.out}
+            chain = {**chain, "model": request.out, "adapter": request.out, "metrics": request.out}
+        if isinstance(request, recipe.Merge):
+            chain = {**chain, "model": request.out}
         yield request
 
 
@@ -194,6 +199,8 @@ def _flags(option: Option, request: Any) -> list[str]:
     if value == option.default:
         return []
     dashed = option.name.replace("_", "-")
+    if option.joined:
+        return [f"--{dashed}", ",".join(map(str, value))]
     if option.kind is bool:
         return [f"--{dashed}" if value else f"--no-{dashed}"]
     return [word for one in (value if option.many else [value]) for word in (f"--{dashed}", str(one))]

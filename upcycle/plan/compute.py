@@ -5,21 +5,19 @@ releases but not the normal deviates made from them; the receipt therefore keeps
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from math import sqrt
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec
-from upcycle.errors import CheckpointError, InputError
+from upcycle.checkpoint.header import TensorSpec
 from upcycle.plan.plan import Write
-from upcycle.plan.sources import BLOCK_ELEMENTS, Copy, Noise, Normal, Zeros
+from upcycle.plan.sources import Columns, LowRank, Noise, Normal, Part, RowScaled, Scaled, Stacked, Zeros, elements
+from upcycle.plan.values import Floats, counts, encode, read_blocks
 
-Floats = npt.NDArray[np.floating[Any]]
-"""float32, or float64 where the source has it."""
+CACHED_ELEMENTS = 2**15
+"""Values that stay in a processor's cache while they are worked on again and again: 128 KiB of float32."""
 
 
 def encoded_blocks(write: Write) -> Iterator[bytes]:
@@ -33,17 +31,113 @@ def encoded_blocks(write: Write) -> Iterator[bytes]:
 
 def _values(write: Write) -> Iterator[Floats]:
     source = write.source
-    if isinstance(source, Copy):
-        yield from read_blocks(source.tensor)
-    elif isinstance(source, Noise):
+    if isinstance(source, Noise):
         yield from _noisy(source)
     elif isinstance(source, Normal):
         generator = keyed_generator(source.key)
-        for count in _counts(write.elements):
+        for count in counts(write.elements):
             yield _drawn(generator, count, source.std)
     elif isinstance(source, Zeros):
-        for count in _counts(write.elements):
+        for count in counts(write.elements):
             yield np.zeros(count, dtype=np.float32)
+    else:
+        yield from _part(source)
+
+
+def _part(source: Part) -> Iterator[Floats]:
+    if isinstance(source, Scaled):
+        yield from _scaled(source)
+    elif isinstance(source, LowRank):
+        yield from _adapted(source)
+    elif isinstance(source, RowScaled):
+        yield from _row_scaled(source)
+    elif isinstance(source, Stacked):
+        for part in source.parts:
+            yield from _part(part)
+    elif isinstance(source, Columns):
+        yield from _side_by_side(source)
+    else:
+        yield from read_blocks(source.tensor)
+
+
+def _scaled(source: Scaled) -> Iterator[Floats]:
+    for values in read_blocks(source.tensor):
+        with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what comes of it
+            scaled = _single(values) * np.float32(source.factor)
+        yield scaled
+
+
+def _adapted(source: LowRank) -> Iterator[Floats]:
+    """Yield `W + factor * B A`, a few rows at a time.
+
+    Added up by rank, elementwise: what a BLAS gives depends on its make, its threads and the number of rows. The rows
+    are so few that they stay in the processor's cache meanwhile.
+    """
+    a, b, width = _whole(source.a), _whole(source.b), source.tensor.shape[1]
+    rows = max(1, CACHED_ELEMENTS // width)
+    product = np.empty((rows, width), dtype=np.float32)
+    for first, values in _row_blocks(source.tensor):
+        adapted = np.empty_like(values)
+        for start in range(0, len(values), rows):
+            some = slice(start, start + rows)
+            total = adapted[some]
+            with np.errstate(over="ignore", invalid="ignore"):
+                total[:] = 0
+                for of_rows, row in zip(b[first + start : first + start + len(total)].T, a, strict=True):
+                    total += np.multiply(of_rows[:, None], row, out=product[: len(total)])
+                total *= np.float32(source.factor)
+                total += values[some]
+        yield adapted.ravel()
+
+
+def _row_scaled(source: RowScaled) -> Iterator[Floats]:
+    by = _whole(source.by)
+    for first, values in _row_blocks(source.tensor):
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = (1 + by[first : first + len(values)])[:, None] * values
+        yield scaled.ravel()
+
+
+def _side_by_side(source: Columns) -> Iterator[Floats]:
+    widths = [elements(part) // source.rows for part in source.parts]
+    heights = [count // sum(widths) for count in counts(source.rows * sum(widths), row=sum(widths))]
+    streams = [
+        _regrouped(_part(part), [height * width for height in heights])
+        for part, width in zip(source.parts, widths, strict=True)
+    ]
+    for blocks in zip(*streams, strict=True):
+        pairs = zip(blocks, widths, strict=True)
+        yield np.concatenate([block.reshape(-1, width) for block, width in pairs], axis=1).ravel()
+
+
+def _regrouped(blocks: Iterator[Floats], sizes: Iterable[int]) -> Iterator[Floats]:
+    """Yield the values of `blocks` in blocks of other sizes."""
+    held: list[Floats] = []
+    for size in sizes:
+        while sum(block.size for block in held) < size:
+            held.append(next(blocks))
+        values = np.concatenate(held) if len(held) > 1 else held[0]
+        yield values[:size]
+        held = [values[size:]]
+
+
+def _row_blocks(spec: TensorSpec) -> Iterator[tuple[int, Floats]]:
+    """Yield whole rows of a tensor as float32 `(rows, width)`, each time with the number of the first."""
+    width = spec.elements // spec.shape[0]
+    first = 0
+    for values in read_blocks(spec, row=width):
+        yield first, _single(values).reshape(-1, width)
+        first += values.size // width
+
+
+def _whole(spec: TensorSpec) -> Floats:
+    """The whole of a small tensor as float32."""
+    return np.concatenate([_single(values) for values in read_blocks(spec)]).reshape(spec.shape)
+
+
+def _single(values: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # as above
+        return values.astype(np.float32, copy=False)
 
 
 def _noisy(source: Noise) -> Iterator[Floats]:
@@ -84,70 +178,3 @@ def _standard_deviation(spec: TensorSpec, _modified_ns: int) -> float:
         squares += float(np.square(wide).sum())
     mean = total / max(spec.elements, 1)
     return sqrt(max(squares / max(spec.elements, 1) - mean * mean, 0.0))
-
-
-def read_blocks(spec: TensorSpec) -> Iterator[Floats]:
-    """Yield the values of a tensor on disk, `BLOCK_ELEMENTS` at a time."""
-    width = DTYPE_BITS[spec.dtype] // 8
-    with spec.path.open("rb", buffering=0) as file:
-        file.seek(spec.offset)
-        for count in _counts(spec.elements):
-            data = file.read(count * width)
-            if len(data) != count * width:
-                raise CheckpointError("ends before its header says", where=spec.path)
-            yield decode(data, spec.dtype)
-
-
-def decode(data: bytes, dtype: str) -> Floats:
-    """Return little-endian `data` of a float dtype as float32, or as float64 where it is that."""
-    if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
-    values = np.frombuffer(data, dtype={"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
-    return values.astype(np.float32) if dtype == "F16" else values
-
-
-def encode(values: Floats, write: Write) -> bytes:
-    """Return `values` as the bytes of `write.dtype`, rounded to nearest even."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if write.dtype == "BF16":
-            encoded: npt.NDArray[np.generic] = _to_bf16(_to_odd(values) if values.dtype == np.float64 else values)
-            finite = (encoded.view(np.uint16) & 0x7F80) != 0x7F80
-        else:
-            encoded = values.astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[write.dtype])
-            finite = np.isfinite(encoded)
-    lost = ~finite & np.isfinite(values) if isinstance(write.source, Copy) else ~finite
-    if lost.any():
-        largest = np.abs(values[lost]).max()
-        raise InputError(
-            f"tensor {write.name!r} does not fit {write.dtype}",
-            found=f"a value of {largest:.3g}",
-            hint="--dtype bf16 has the range of float32" if write.dtype == "F16" else None,
-        )
-    return encoded.tobytes()
-
-
-def _to_odd(values: Floats) -> npt.NDArray[np.float32]:
-    """Cut float64 to float32 such that rounding again is right: towards zero, the last bit set where that lost any.
-
-    Rounding to odd (Boldo and Melquiond, 2008); rounding to nearest twice is wrong next to ties.
-    """
-    near = values.astype(np.float32)
-    cut = np.where(np.abs(near) > np.abs(values), np.nextafter(near, np.float32(0)), near)
-    lost = np.isfinite(cut) & (cut != values)
-    cut.view(np.uint32)[lost] |= 1
-    return cut
-
-
-def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round to nearest even: add half of the lower half's range, one more when the kept part is odd; NaN stays NaN."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
-    nan = np.isnan(values)
-    if nan.any():
-        rounded[nan] = (bits[nan] >> 16) | 0x40
-    return rounded
-
-
-def _counts(elements: int) -> Iterator[int]:
-    for start in range(0, elements, BLOCK_ELEMENTS):
-        yield min(BLOCK_ELEMENTS, elements - start)

@@ -19,7 +19,6 @@ from upcycle.checkpoint.staging import Staging
 from upcycle.checkpoint.writer import copy_range, shares_blocks, sync_file, write_all
 from upcycle.errors import InputError, StagingError
 from upcycle.plan.plan import Plan, Shard, Write, source_files
-from upcycle.plan.sources import reads
 
 Advance = Callable[[int], None]
 Hashes = dict[str, str]  # tensor -> SHA-256
@@ -154,14 +153,14 @@ def _submit(shard: Shard, directory: Path, pool: ThreadPoolExecutor, advance: Ad
 
 def _submit_checks(shards: Sequence[Shard], pool: ThreadPoolExecutor, stop: Event) -> list[Future[Hashes]]:
     """Hand the search for NaN and infinity to the pool, a job for every tensor that is read."""
-    from upcycle.plan.finite import check_finite, distinct
+    from upcycle.plan.finite import check_finite, tensors_read
 
     def check(spec: TensorSpec) -> Hashes:
         if not stop.is_set():
             check_finite(spec)
         return {}
 
-    return [pool.submit(check, spec) for spec in distinct(reads(w.source) for s in shards for w in s.writes)]
+    return [pool.submit(check, spec) for spec in tensors_read(write for shard in shards for write in shard.writes)]
 
 
 def _collect(

@@ -6,6 +6,8 @@ import numpy as np
 
 from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec
 from upcycle.errors import CheckpointError
+from upcycle.plan.plan import Write
+from upcycle.plan.sources import reads
 
 CHUNK = 4 * 2**20
 """Bytes looked at a time."""
@@ -54,13 +56,13 @@ def check_finite(spec: TensorSpec) -> None:
     )
 
 
-def distinct(specs: Iterable[TensorSpec | None]) -> list[TensorSpec]:
-    """Return every tensor once: experts read the same ones again and again."""
-    return list(dict.fromkeys(spec for spec in specs if spec is not None))
+def tensors_read(writes: Iterable[Write]) -> list[TensorSpec]:
+    """Return every tensor that `writes` read, once: experts read the same ones again and again."""
+    return list(dict.fromkeys(spec for write in writes for spec in reads(write.source)))
 
 
 def _value(spec: TensorSpec, position: int) -> str:
-    from upcycle.plan.compute import decode
+    from upcycle.plan.values import decode
 
     width = DTYPE_BITS[spec.dtype] // 8
     with spec.path.open("rb") as file:

@@ -12,6 +12,9 @@ from typing import Any
 from upcycle.checkpoint.header import TensorSpec, build_header, tensor_bytes
 from upcycle.plan.sources import Copy, Source, describe, reads
 
+_WIDER = {("F32", "F64"), ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64")}
+"""(dtype, a dtype that holds all its values)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -38,6 +41,11 @@ class Write:
         """The source tensor whose very bytes these are, or None when they are computed."""
         source = self.source
         return source.tensor if isinstance(source, Copy) and source.tensor.dtype == self.dtype else None
+
+    @property
+    def lossless(self) -> bool:
+        """Whether `dtype` holds every value of the tensors that are read, so that no cast loses anything."""
+        return all(s.dtype == self.dtype or (s.dtype, self.dtype) in _WIDER for s in reads(self.source))
 
 
 @dataclass(frozen=True)
@@ -109,5 +117,4 @@ class Plan:
 
 def source_files(shards: Iterable[Shard]) -> list[Path]:
     """Return every file that the writes of `shards` read, sorted."""
-    specs = (reads(write.source) for shard in shards for write in shard.writes)
-    return sorted({spec.path for spec in specs if spec is not None})
+    return sorted({spec.path for shard in shards for write in shard.writes for spec in reads(write.source)})

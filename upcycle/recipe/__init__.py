@@ -4,6 +4,7 @@ The command line, the recipes and their JSON Schema, the receipt and the Python 
 so an option is described once; `upcycle.option` says how.
 """
 
+from upcycle.recipe.attach import Attach
 from upcycle.recipe.checks import recorded
 from upcycle.recipe.conversion import (
     MAX_EXPERTS,
@@ -16,16 +17,19 @@ from upcycle.recipe.conversion import (
     Verify,
 )
 from upcycle.recipe.generate import Generate, RunDtype
+from upcycle.recipe.merge import Merge
 from upcycle.recipe.plot import MAX_RUNS, PictureFormat, Plot
 from upcycle.recipe.train import Train
 
 __all__ = [
     "MAX_EXPERTS",
     "MAX_RUNS",
+    "Attach",
     "Conversion",
     "Convert",
     "Dtype",
     "Generate",
+    "Merge",
     "Method",
     "PictureFormat",
     "Plan",

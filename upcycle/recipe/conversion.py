@@ -20,6 +20,14 @@ _PART = re.compile(r"(\d{1,5})/(\d{1,5})")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
+def shard_bytes(max_shard_size: str) -> int:
+    """Return a `--max-shard-size` in bytes; raise RecipeError when it is no size."""
+    matched = _SIZE.fullmatch(max_shard_size.strip())
+    size = int(float(matched[1]) * _UNITS[(matched[2] or "").lower()]) if matched else 0
+    require(size > 0, "max_shard_size", max_shard_size, "a size such as 500MB or 5GB")
+    return size
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """What the mixture of experts shall be."""
@@ -63,10 +71,7 @@ class Conversion:
 
     def shard_bytes(self) -> int:
         """Return `max_shard_size` in bytes."""
-        matched = _SIZE.fullmatch(self.max_shard_size.strip())
-        size = int(float(matched[1]) * _UNITS[(matched[2] or "").lower()]) if matched else 0
-        require(size > 0, "max_shard_size", self.max_shard_size, "a size such as 500MB or 5GB")
-        return size
+        return shard_bytes(self.max_shard_size)
 
 
 @dataclass(frozen=True, kw_only=True)

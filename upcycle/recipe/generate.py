@@ -13,8 +13,9 @@ RunDtype = Literal["auto", "f32", "f16", "bf16"]
 class Generate:
     """Let a model write."""
 
-    model: str = argument("A model directory or Hub id, dense or not.")
+    model: str = argument("A model directory, an adapter's, or a Hub id; dense or not.")
     prompt: str = argument("What it goes on from, or what it is asked if it has a chat template.")
+    base: str | None = option(None, "Of an adapter, its model, where that is elsewhere now.", metavar="MODEL")
     max_new_tokens: int = option(64, "Tokens to write at most.")
     temperature: float = option(0.0, "0 takes the likeliest token; above it tokens are sampled.")
     seed: int = option(0, "Seed of the sampling.")

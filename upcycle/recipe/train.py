@@ -21,17 +21,22 @@ _MODEL, _LORA, _RUN = "Model and precision", "LoRA", "Running"
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Continue training a mixture of experts, or a dense model as its control.
+    """Continue training a mixture of experts, an adapter, or a dense model as its control.
 
     A batch has batch-size x grad-accum x processes sequences, and a step is the same however it is cut. Start several
     processes with `torchrun --nproc_per_node 8 -m upcycle.cli train ...`, on GPUs or CPUs.
     """
 
-    model: str = argument("Model to start from: a directory, a .gguf file or a Hub id.")
+    model: str = argument(
+        "Model to start from: a directory, a .gguf file or a Hub id; or an adapter, to train it alone."
+    )
     out: str = argument(
         "Directory to write: metrics.jsonl and checkpoints while training, at the end the model.", recorded=False
     )
 
+    base: str | None = option(
+        None, "Of an adapter, its model, where that is elsewhere now.", metavar="MODEL", recorded=False
+    )
     data: tuple[str, ...] = option(
         (), "Text to train on: .txt, .jsonl (text, messages, or prompt and completion), .parquet, a directory of "
         "those, or a Hub data set ORG/NAME[:CONFIG[:SPLIT]] (repeat for a mixture).", group=_DATA, metavar="SOURCE",
@@ -106,8 +111,9 @@ class Train:
         metavar="NAME", recorded=False,
     )  # fmt: skip
     load_in_4bit: bool = option(
-        False, "Hold the frozen linear layers in 4 bits (with --train lora; needs bitsandbytes).", group=_MODEL
-    )
+        False, "Hold the frozen linear layers in 4 bits (with --train lora, or below an adapter; needs bitsandbytes).",
+        group=_MODEL,
+    )  # fmt: skip
 
     lora_rank: int = option(16, "Rank.", group=_LORA)
     lora_alpha: float = option(32.0, "The update counts alpha / rank.", group=_LORA)
@@ -132,7 +138,6 @@ class Train:
             value = getattr(self, name)
             require(value is None or least <= value <= most, name, value, f"{least:g} to {most:g}")
         require(not (self.eval_data and self.eval_split), "eval_split", self.eval_split, "0 beside --eval-data")
-        require(not self.load_in_4bit or self.train == "lora", "load_in_4bit", True, "--train lora beside it")
         require(not self.lora_keep or self.train == "lora", "lora_keep", True, "--train lora beside it")
         fits = self.decay_steps is None or self.decay_steps + self.warmup <= self.start_step + self.max_steps
         require(fits, "decay_steps", self.decay_steps, "no more than the steps after the warm-up")

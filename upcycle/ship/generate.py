@@ -1,4 +1,4 @@
-"""Letting a model write, through plain transformers: what a user of the output would do."""
+"""Letting a model write, through plain transformers, or of an adapter through peft: what a user would do."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
-from upcycle.checkpoint.reader import TOKENIZER_FILES, present_files
+from upcycle.adapters.load import attached
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG
+from upcycle.checkpoint.reader import CONFIG_FILE, TOKENIZER_FILES, present_files
 from upcycle.errors import InputError
 from upcycle.moe.device import find_device
 from upcycle.recipe import Generate
@@ -29,32 +31,36 @@ class _Pieces(TextStreamer):  # type: ignore[misc]
         self.show(text)
 
 
-def generate(directory: Path, request: Generate, show: Callable[[str], None]) -> str:
+def generate(directory: Path, request: Generate, show: Callable[[str], None], base: Path | None = None) -> str:
     """Return what the model in `directory` writes; `show` gets it piece by piece.
 
-    A prompt that is continued is part of the text; of a chat, only the answer is.
+    Where that is an adapter, `base` is the model that it belongs to. A prompt that is continued is part of the text;
+    of a chat, only the answer is.
 
     Raises InputError when the directory is no model that transformers can load, or the device is not there.
     """
     device = find_device(request.device)
     disable_progress_bar()
-    if (directory / "training.json").is_file() and not (directory / "config.json").is_file():
+    finished = any((directory / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG))
+    if (directory / "training.json").is_file() and not finished:
         raise InputError(
             "is an unfinished training", where=directory,
             hint="finish it with `upcycle train --resume`, or take one of its checkpoints",
         )  # fmt: skip
-    if directory.is_dir() and not present_files(directory, TOKENIZER_FILES):
+    words = directory if base is None or present_files(directory, TOKENIZER_FILES) else base
+    if words.is_dir() and not present_files(words, TOKENIZER_FILES):
         raise InputError(
-            "holds no tokenizer", where=directory, hint="`upcycle convert --tokenizer DIR` takes one from elsewhere"
+            "holds no tokenizer", where=words, hint="`upcycle convert --tokenizer DIR` takes one from elsewhere"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=DTYPES[request.dtype], trust_remote_code=False, use_safetensors=True
+            base or directory, dtype=DTYPES[request.dtype], trust_remote_code=False, use_safetensors=True
         )
-        model.to(device).eval()
+        model.to(device)
     except (OSError, ValueError) as error:
-        raise InputError(f"transformers cannot load this model ({error})", where=directory) from error
+        raise InputError(f"transformers cannot load this model ({error})", where=base or directory) from error
+    model = model.eval() if base is None else attached(model, directory)
     chat = tokenizer.chat_template is not None if request.chat is None else request.chat
     inputs = _encode(tokenizer, request, chat).to(device)
     if not inputs["input_ids"].numel():

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from upcycle.checkpoint.header import LENGTH_BYTES, Header, header_length, parse_header
 from upcycle.checkpoint.reader import (
     CHAT_TEMPLATE_FILES,
@@ -144,7 +145,12 @@ def download(model: str, *, pickle: bool = False) -> Path:
 
 
 def weight_files(files: Files, *, pickle: bool = False) -> list[str]:
-    """Return the index, if there is one, and the files that hold the weights; raise CheckpointError for none."""
+    """Return the index, if there is one, and the files that hold the weights; raise CheckpointError for none.
+
+    Of an adapter these are its config and its weights.
+    """
+    if files.has(ADAPTER_CONFIG) and files.has(ADAPTER_WEIGHTS) and not files.has(CONFIG_FILE):
+        return [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
     kinds = [(INDEX_FILE, SINGLE_FILE, ".safetensors"), (PICKLED_INDEX, PICKLED_FILE, ".bin")]
     for index, single, suffix in kinds if pickle else kinds[:1]:
         if files.has(index):
@@ -168,7 +174,8 @@ def _cached(model: str, reason: UnreachableError, *, pickle: bool = False) -> Pa
 
     name, revision = split_id(model)
     try:
-        found = snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=CONFIG_FILE)
+        wanted = [CONFIG_FILE, ADAPTER_CONFIG]
+        found = snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=wanted)
         weight_files(Directory(Path(found)), pickle=pickle)
     except LocalEntryNotFoundError:
         message = f"{reason}, and it is neither a directory nor in the Hub cache"

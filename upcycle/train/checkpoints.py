@@ -149,6 +149,7 @@ def open_run(
     fingerprint: Mapping[str, Any],
     *,
     model: Path,
+    base: Path | None = None,
     resume: bool,
     overwrite: bool,
     data: Sequence[Path] = (),
@@ -164,7 +165,7 @@ def open_run(
     process holds `out` or the disk fails. A run that ends by an exception before it wrote anything leaves no trace.
     """
     wanted: dict[str, Any] = json.loads(json.dumps(fingerprint, allow_nan=False))
-    directory.check_apart(out, model, data)
+    directory.check_apart(out, [model, *([base] if base else [])], data)
     directory.check_out(out, resume=resume, overwrite=overwrite, beside=beside)
     with _held(out):
         try:

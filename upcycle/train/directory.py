@@ -76,10 +76,10 @@ def write_record(out: Path, record: Record) -> None:
     sync_directory(out)
 
 
-def check_apart(out: Path, model: Path, data: Sequence[Path]) -> None:
+def check_apart(out: Path, models: Sequence[Path], data: Sequence[Path]) -> None:
     """Raise InputError when the run would write where it reads."""
     own = out.resolve()
-    for source, name in [(model, "MODEL"), *((path, "the data") for path in data)]:
+    for source, name in [*((model, "MODEL") for model in models), *((path, "the data") for path in data)]:
         if own.is_relative_to(source.resolve()) or source.resolve().is_relative_to(own):
             raise InputError(
                 f"OUT and {name} overlap", where=out, found=str(source), hint="choose an OUT that holds neither"

@@ -51,14 +51,15 @@ class Trained:
     eval_losses: tuple[float, ...]  # on held-out text, before, meanwhile and at the end
 
 
-def train(source: Path, request: Train, observer: Observer) -> Trained:
+def train(source: Path, request: Train, observer: Observer, base: Path | None = None) -> Trained:
     """Train the model in `source` and write it to `request.out`; `observer` is told on the main process only.
 
+    Where `source` is an adapter, `base` is the model that it belongs to, which is only read.
     Raises InputError for a model, text or directory that cannot be used, StagingError when a checkpoint cannot be
     written, UpcycleError when the loss is no longer a number. What is saved stays. SIGTERM and SIGINT have their effect
     after the step that is running, and its state is saved before.
     """
-    with set_up(source, request) as setup, Interrupt() as interrupt, ExitStack() as stack:
+    with set_up(source, request, base) as setup, Interrupt() as interrupt, ExitStack() as stack:
         journal = stack.enter_context(Journal(setup.out, setup.progress.step, setup.accelerator, observer))
         return _Loop(setup, journal, interrupt).run()
 
@@ -118,7 +119,7 @@ class _Loop:
             **describe(step, fetched, {name: rate * factor for name, rate in rates(request).items()}, self.layers),
             "tokens": self.progress.tokens,
             "epoch": min(batch.epochs),
-            **self.meter.lap(tokens, setup.stepper.share),
+            **self.meter.lap(tokens, setup.stepper.shares),
         }
         self._report(step, line)
         if step % request.save_every == 0 and step < request.max_steps:
@@ -140,7 +141,8 @@ class _Loop:
             self._check_weights()
             if setup.evaluation:
                 line["eval_loss"] = setup.evaluation(setup.stepper)
-            if setup.accelerator.is_main_process and setup.request.train != "lora":
+            whole = setup.request.train != "lora" and setup.trainee.base is None
+            if setup.accelerator.is_main_process and whole:
                 for figures, cosine in zip(line["layers"], expert_cosines(setup.trainee.routers), strict=True):
                     figures["cosine"] = cosine
             self.meter.restart()

@@ -62,11 +62,15 @@ def is_adapted(model: Any) -> bool:
     return isinstance(model, PeftModel)
 
 
-def adapted(model: Any, adapter: Path) -> Any:
-    """Return peft's wrapper of a model with an adapter from disk."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return PeftModel.from_pretrained(model, str(adapter))
+def adapted(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
+    """Return peft's wrapper of a model with an adapter from disk; raise InputError where peft cannot."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise InputError(f"this adapter cannot be loaded ({reason})", where=adapter) from error
 
 
 def restore(model: Any, checkpoint: Path) -> None:

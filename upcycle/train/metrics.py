@@ -51,8 +51,8 @@ def fetch(outcome: Outcome) -> Fetched:
     numbers = torch.cat([part.to(outcome.loss.dtype) for part in parts]).tolist()
     names = list(outcome.norms)
     loss, stop, norms, rest = numbers[0], numbers[1], numbers[2 : 2 + len(names)], numbers[2 + len(names) :]
-    layers = len(routers.entropy_L) if routers else 0
-    experts = len(rest) // layers - 4 if layers else 0
+    experts = routers.experts if routers else ()
+    layers, widest = len(experts), max(experts, default=0)
     rows = [rest[index * layers : (index + 1) * layers] for index in range(4)]
     flat_load = rest[4 * layers :]
     return Fetched(
@@ -60,7 +60,7 @@ def fetch(outcome: Outcome) -> Fetched:
         dict(zip(names, norms, strict=True)),
         dict(zip(ROUTER_LOSSES, rows[:3], strict=True)) if layers else {},
         rows[3],
-        [flat_load[layer * experts : (layer + 1) * experts] for layer in range(layers)],
+        [flat_load[layer * widest : layer * widest + count] for layer, count in enumerate(experts)],
         int(stop),
     )
 
@@ -159,8 +159,8 @@ class Meter:
         """Begin to measure; what was before, such as saving, does not count."""
         self._began = time.perf_counter()
 
-    def lap(self, tokens: int, share: float) -> dict[str, float | None]:
-        """Return the speed since the last call, in which `tokens` were taken in, each by `share` of the experts."""
+    def lap(self, tokens: int, shares: Sequence[float]) -> dict[str, float | None]:
+        """Return the speed since the last call, in which `tokens` met such shares of the layers' experts."""
         began, self._began = self._began, time.perf_counter()
         speed = tokens / max(self._began - began, 1e-9)
         if self._peak is None:
@@ -169,6 +169,6 @@ class Meter:
         width = config.num_attention_heads * (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
-        active = self._trainee.active_parameters(share)
+        active = self._trainee.active_parameters(shares)
         flops = flops_per_token(active, config.num_hidden_layers, width, self._length)
         return {"tokens_per_second": speed, "mfu": speed * flops / (self._peak * self._processes)}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from upcycle.checkpoint.reader import (
 from upcycle.errors import InputError
 from upcycle.moe.routing import Router, find_routers
 from upcycle.recipe.train import Train, TrainDtype, Trained
+from upcycle.train.adapter import save_adapter, with_adapter
 from upcycle.train.lora import DIRECTORY, adapted, is_adapted, plain_name, restore, wrapped
 from upcycle.train.precision import keep_routers_fp32, state_for_saving
 
@@ -28,6 +30,9 @@ GROUPS = ("router", "experts", "rest")
 """Of parameters: each has its learning rate and its gradient norm."""
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+FOUR_BIT_LINEAR = "Linear4bit"
+"""bitsandbytes' class, which is one of torch's linear layers."""
+
 SIDE_FILES = (GENERATION_FILE, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES)
 """What goes from the model to its successor as it is."""
 
@@ -43,17 +48,19 @@ class Trainee:
     groups: dict[str, dict[str, nn.Parameter]]  # router, experts, rest -> name -> trained parameter
     dtype: torch.dtype
     four_bits: bool = False  # frozen linear layers are held so
+    base: Path | None = None  # of the frozen model, where the source is an adapter
 
-    def active_parameters(self, share: float) -> int:
-        """Return the parameters that multiply for one token, when it uses `share` of every layer's experts.
+    def active_parameters(self, shares: Sequence[float]) -> int:
+        """Return the parameters that multiply for one token, when it uses such shares of the layers' experts.
 
         The table of embeddings is none of them, unless it is also the head.
         """
-        inside = sum(p.numel() for router in self.routers for p in router.experts.parameters())
+        experts = [sum(p.numel() for p in router.experts.parameters()) for router in self.routers]
+        idle = sum((1 - share) * count for share, count in zip(shares, experts, strict=True))
         table, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         looked_up = 0 if head is not None and head.weight is table.weight else table.weight.numel()
         total = sum(parameter.numel() for parameter in self.model.parameters())
-        return int(total - inside + share * inside - looked_up)
+        return int(total - idle - looked_up)
 
     def save(self, directory: Path, *, merged: bool) -> None:
         """Write the model as stock transformers reads it.
@@ -61,20 +68,32 @@ class Trainee:
         Weights have the names and the layout of a checkpoint, whatever they have in memory; config, tokenizer and
         chat template are those of the model it began as, but for the data type. With LoRA it is the adapter, or with
         `merged`, which ends the training, the model that it makes, and the adapter in the directory `lora.DIRECTORY`.
+        An adapter that was trained stays one.
         """
+        if self.base is not None:
+            save_adapter(self.model, directory, self.source)
+        else:
+            self._save_model(directory, merged=merged)
+        for page in directory.rglob("README.md"):  # peft's, with everything still to be filled in
+            page.unlink()
+        for name in SIDE_FILES:
+            (directory / name).unlink(missing_ok=True)
+            if (self.home / name).is_file():
+                shutil.copyfile(self.home / name, directory / name)
+
+    @property
+    def home(self) -> Path:
+        """Where the tokenizer and what goes with it come from."""
+        return _home(self.source, self.base)
+
+    def _save_model(self, directory: Path, *, merged: bool) -> None:
         model = self.model
         if is_adapted(model):
             model.save_pretrained(directory / DIRECTORY if merged else directory)
-            for page in directory.rglob("README.md"):  # peft's, with everything still to be filled in
-                page.unlink()
             if merged:
                 model = self._merged(directory / DIRECTORY)
         if not is_adapted(model):
             model.save_pretrained(directory, state_dict=state_for_saving(model), max_shard_size="5GB")
-        for name in SIDE_FILES:
-            (directory / name).unlink(missing_ok=True)
-            if (self.source / name).is_file():
-                shutil.copyfile(self.source / name, directory / name)
         if (directory / CONFIG_FILE).exists():
             config = json.loads((self.source / CONFIG_FILE).read_bytes())
             named = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
@@ -89,38 +108,62 @@ class Trainee:
         return adapted(whole, adapter).merge_and_unload()
 
 
-def load(source: Path, request: Train, device: torch.device, checkpoint: Path | None = None) -> Trainee:
+def load(
+    source: Path, request: Train, device: torch.device, checkpoint: Path | None = None, base: Path | None = None
+) -> Trainee:
     """Return the model in `source` on `device`, its parameters chosen and sorted, as it is in `checkpoint` if given.
 
-    Raises InputError when transformers cannot load it, or when weights are missing or superfluous.
+    Where there is a `base`, that is the model, which stays as it is, and `source` the adapter that is trained. Raises
+    InputError when transformers cannot load it, or when weights are missing or superfluous.
     """
     dtype, lora = _dtype(request.dtype, device), request.train == "lora"
-    model = _stock_model(source if lora or checkpoint is None else checkpoint, request, dtype)
+    model = _stock_model(base or (source if lora or checkpoint is None else checkpoint), request, dtype)
     routers = find_routers(model)
-    if request.train in ("experts", "router") and not routers:
-        raise InputError("has no experts", where=source, hint="--train all trains a dense model")
     model.config.use_cache = False
     if hasattr(model.config, "output_router_logits"):
         model.config.output_router_logits = False  # transformers' own loss pools the layers
-    if request.gradient_checkpointing:
-        old_name = model.gradient_checkpointing_enable  # the only one in transformers 5.17
-        getattr(model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
     if dtype != torch.float32:
         keep_routers_fp32(router.module for router in routers)
+    stock = model
+    if base is not None:
+        model = with_adapter(model, checkpoint or source)
+        routers = routers or find_routers(model.get_base_model())
+    if request.train in ("experts", "router") and not routers:
+        raise InputError("has no experts", where=source, hint="--train all trains a dense model or a LoRA")
     if lora:
         model = wrapped(model, routers, request)
         if checkpoint is not None:
             restore(model, checkpoint)
+    if request.gradient_checkpointing:  # now: before, peft would have the embeddings ask for gradients
+        old_name = stock.gradient_checkpointing_enable  # the only one in transformers 5.17
+        getattr(stock, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
     groups = _groups(model if request.load_in_4bit else model.to(device), routers, request.train)
     return Trainee(
         source,
         model,
-        _tokenizer(source, model.config.vocab_size),
+        _tokenizer(_home(source, base), model.config.vocab_size),
         routers,
         groups,
         dtype,
         request.load_in_4bit,
+        base,
     )
+
+
+def check_trained(request: Train, source: Path, base: Path | None) -> None:
+    """Raise InputError where what shall be trained does not go with what there is."""
+    if base is not None and request.train == "lora":
+        raise InputError("is an adapter already", where=source, found="--train lora", expected="all, experts or router")
+    if request.load_in_4bit and base is None and request.train != "lora":
+        raise InputError(
+            "weights that are trained cannot be held in 4 bits", where=source, found=f"--train {request.train}",
+            expected="--train lora, or an adapter to train", hint="leave --load-in-4bit out",
+        )  # fmt: skip
+
+
+def _home(source: Path, base: Path | None) -> Path:
+    """Where the tokenizer is: beside an adapter, or beside its base."""
+    return source if base is None or present_files(source, TOKENIZER_FILES) else base
 
 
 def _dtype(asked: TrainDtype, device: torch.device) -> torch.dtype:
@@ -153,7 +196,24 @@ def _stock_model(source: Path, request: Train, dtype: torch.dtype) -> Any:
             raise InputError(
                 "the weights do not fit the config", where=source, found=f"{trouble.replace('_', ' ')}, such as {name}"
             )
+    if request.load_in_4bit:
+        check_four_bits(model, source)
     return model
+
+
+def check_four_bits(model: Any, source: Path) -> None:
+    """Raise InputError unless all linear layers but the head are held in 4 bits: what was left out would need the
+    memory that was to be saved.
+    """
+    head = model.get_output_embeddings()
+    linear = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head}
+    left = [name for name, one in linear.items() if type(one).__name__ != FOUR_BIT_LINEAR]
+    if left or not linear:
+        raise InputError(
+            "not all linear layers could be held in 4 bits", where=source,
+            found=f"{len(linear) - len(left)}, without {', '.join(left[:4])}" if left else "none",
+            expected=f"{len(linear)}, all but the head", hint="leave --load-in-4bit out",
+        )  # fmt: skip
 
 
 def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
@@ -183,12 +243,12 @@ def _tokenizer(source: Path, vocabulary: int) -> Any:
 
 
 def _groups(model: nn.Module, routers: list[Router], trained: Trained) -> dict[str, dict[str, nn.Parameter]]:
-    """Sort the parameters that are trained, and freeze the others; with LoRA peft has done that."""
+    """Sort the parameters that are trained, and freeze the others; with adapters peft has frozen the model."""
     groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUPS}
     for name, parameter in model.named_parameters():
         kind = _kind(plain_name(name), routers)
         if trained != "lora":
-            parameter.requires_grad_(trained in ("all", kind))
+            parameter.requires_grad_(parameter.requires_grad and trained in ("all", kind))
         if parameter.requires_grad:
             groups[kind][name] = parameter
     return groups

@@ -8,6 +8,9 @@ Scopes of the balance loss: `sequence` takes each sequence as a group (2412.1943
 one process sees at a time, `global-batch` all tokens of a step (2501.11873). The importance loss, which is not linear
 in what is seen, is always that of a sequence.
 
+Layers may differ in their number of experts: those that are alike are computed together. A load `(L, E)` then has as
+many columns as the largest layer has experts, zeros where a layer has fewer.
+
 Shapes: L layers, B sequences, S tokens of a sequence, E experts, K top-k, G groups.
 """
 
@@ -17,6 +20,7 @@ from math import log
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from upcycle.moe.losses import balance_loss, expert_load, importance_loss, z_loss
 from upcycle.moe.routing import SCORES, Routing
@@ -42,10 +46,11 @@ class RouterStatistics:
     losses_3L: Tensor  # those of ROUTER_LOSSES, means over the micro-batch
     entropy_L: Tensor  # mean over tokens, divided by ln(E)
     load_LE: Tensor  # share of the choices that each expert gets
+    experts: tuple[int, ...]  # of each layer
 
 
 class RouterObjective:
-    """Computes the losses of all routers of a model at once; layers must be alike in their number of experts."""
+    """Computes the losses of all routers of a model at once; each layer by itself."""
 
     def __init__(self, coefficients: Coefficients, scoring: str = "softmax") -> None:
         """`scoring` is one of `upcycle.moe.routing.SCORES`."""
@@ -64,6 +69,22 @@ class RouterObjective:
 
         `load_LE` is the load of the step's whole batch, for the scope global-batch.
         """
+        experts = tuple(routing.logits_TE.shape[-1] for routing in seen)
+        parts, places = [], []
+        for alike in _alike(seen):
+            load = None if load_LE is None else load_LE[alike, : experts[alike[0]]]
+            parts.append(self._measure([seen[layer] for layer in alike], batch, load))
+            places += alike
+        order = torch.tensor(places).argsort().to(parts[0][0].device)
+        losses_3L = torch.cat([losses for losses, _, _ in parts], 1)[:, order]
+        entropy_L = torch.cat([entropy for _, entropy, _ in parts])[order]
+        load_LE = _padded([load for _, _, load in parts], max(experts))[order]
+        sums = zip(ROUTER_LOSSES, losses_3L.sum(1), strict=True)
+        total = torch.stack([getattr(self.coefficients, name) * value for name, value in sums]).sum()
+        return total, RouterStatistics(losses_3L.detach(), entropy_L, load_LE, experts)
+
+    def _measure(self, seen: Sequence[Routing], batch: int, load_LE: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return losses `(3, L)`, entropy `(L,)` and load `(L, E)` of layers that are alike."""
         scope = self.coefficients.scope
         logits_LBSE = _by_sequence([routing.logits_TE for routing in seen], batch).float()
         chosen_LBSK = _by_sequence([routing.chosen_TK for routing in seen], batch)
@@ -78,14 +99,26 @@ class RouterObjective:
                 z_loss(logits_LBSE.flatten(1, 2)),
             ]
         )
-        sums = zip(ROUTER_LOSSES, losses_3L.sum(1), strict=True)
-        total = torch.stack([getattr(self.coefficients, name) * value for name, value in sums]).sum()
-        return total, _statistics(losses_3L, probabilities_LBSE, chosen_LBSK)
+        load = expert_load(chosen_LBSK.flatten(1, 2), logits_LBSE.shape[-1])
+        return losses_3L, _entropy(probabilities_LBSE), load
 
 
 def load_of(seen: Sequence[Routing]) -> Tensor:
     """Return the load `(L, E)`, float32, of what the routers chose."""
-    return expert_load(torch.stack([routing.chosen_TK for routing in seen]), seen[0].logits_TE.shape[-1])
+    loads = [expert_load(routing.chosen_TK[None], routing.logits_TE.shape[-1]) for routing in seen]
+    return _padded(loads, max(load.shape[-1] for load in loads))
+
+
+def _alike(seen: Sequence[Routing]) -> list[list[int]]:
+    """The layers by their numbers of experts and of choices, those of one kind together."""
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for layer, routing in enumerate(seen):
+        kinds.setdefault((routing.logits_TE.shape[-1], routing.chosen_TK.shape[-1]), []).append(layer)
+    return list(kinds.values())
+
+
+def _padded(loads: Sequence[Tensor], experts: int) -> Tensor:
+    return torch.cat([pad(load, (0, experts - load.shape[-1])) for load in loads])
 
 
 def _by_sequence(tensors_TX: Sequence[Tensor], batch: int) -> Tensor:
@@ -98,8 +131,7 @@ def _grouped(values_LBSX: Tensor, scope: Scope) -> Tensor:
 
 
 @torch.no_grad()
-def _statistics(losses_3L: Tensor, probabilities_LBSE: Tensor, chosen_LBSK: Tensor) -> RouterStatistics:
-    experts = probabilities_LBSE.shape[-1]
-    entropy_L = torch.special.entr(probabilities_LBSE).sum(-1).mean((1, 2)) / log(max(experts, 2))
-    load_LE = expert_load(chosen_LBSK.flatten(1, 2), experts)
-    return RouterStatistics(losses_3L.detach(), entropy_L, load_LE)
+def _entropy(probabilities_LBSE: Tensor) -> Tensor:
+    most = log(max(probabilities_LBSE.shape[-1], 2))
+    entropy_L: Tensor = torch.special.entr(probabilities_LBSE).sum(-1).mean((1, 2)) / most
+    return entropy_L

@@ -191,8 +191,10 @@ class Optimizer:
 
 
 def _decays(master: Master) -> bool:
-    """Whether weight decay is for it: matrices, but not the fused biases of experts, `(E, F)`, nor Mamba's `A_log`."""
-    return master.weights.ndim >= 2 and not master.name.endswith(("bias", "A_log"))
+    """Whether weight decay is for it: matrices, but not the fused biases or scales of experts, `(E, F)`, nor Mamba's
+    `A_log`.
+    """
+    return master.weights.ndim >= 2 and not master.name.endswith(("bias", ".scale", "A_log"))
 
 
 def _gradients(masters: list[Master]) -> list[Tensor]:

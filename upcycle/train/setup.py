@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, broadcast_object_list
 
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, open_adapter
 from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.errors import InputError, UpcycleError
 from upcycle.moe.device import find_device
@@ -24,7 +25,7 @@ from upcycle.train.batches import Batches, Cut, target_count
 from upcycle.train.check import check_model
 from upcycle.train.checkpoints import Run, open_run
 from upcycle.train.evaluate import Evaluation
-from upcycle.train.model import GROUPS, Trainee, load
+from upcycle.train.model import GROUPS, Trainee, check_trained, load
 from upcycle.train.objective import Coefficients, RouterObjective
 from upcycle.train.optimizer import Optimizer
 from upcycle.train.state import Progress, read_state
@@ -79,19 +80,21 @@ class Setup:
 
 
 @contextmanager
-def set_up(source: Path, request: Train) -> Iterator[Setup]:
+def set_up(source: Path, request: Train, base: Path | None = None) -> Iterator[Setup]:
     """Make a run ready, from the newest checkpoint where it is to be resumed, and hold its directory.
 
+    `base` is the model of an adapter that is to be trained.
     Raises InputError for what cannot be used, StagingError when another process holds the directory.
     """
+    check_trained(request, source, base)
     accelerator = _accelerator(request)
     with ExitStack() as stack:
         stack.callback(accelerator.end_training)
         directory = None
         if accelerator.is_main_process:
-            directory = stack.enter_context(_open(source, request, accelerator))
+            directory = stack.enter_context(_open(source, request, accelerator, base))
         checkpoint = _agreed(directory.newest() if directory and request.resume else None)
-        trainee = load(source, request, accelerator.device, checkpoint)
+        trainee = load(source, request, accelerator.device, checkpoint, base)
         _check_length(trainee, request)
         check_model(trainee)
         optimizer = _optimizer(trainee, request)
@@ -157,14 +160,15 @@ def _begin_tracking(accelerator: Accelerator, request: Train) -> None:
     accelerator.init_trackers("upcycle", config=settings)
 
 
-def _open(source: Path, request: Train, accelerator: Accelerator) -> Any:
+def _open(source: Path, request: Train, accelerator: Accelerator, base: Path | None) -> Any:
     whole = recorded(request)
     batch = whole.pop("batch_size") * whole.pop("grad_accum") * accelerator.num_processes
     local = [path for one in (*request.data, *request.eval_data) if (path := Path(one).expanduser()).exists()]
     return open_run(
         Path(request.out).expanduser(),
-        {"recipe": whole, "batch": batch, "model": _identity(source)},
+        {"recipe": whole, "batch": batch, **_identities(source, base)},
         model=source,
+        base=base,
         data=local,
         resume=request.resume,
         overwrite=request.overwrite,
@@ -173,10 +177,26 @@ def _open(source: Path, request: Train, accelerator: Accelerator) -> Any:
     )
 
 
+def _identities(source: Path, base: Path | None) -> dict[str, Any]:
+    """What tells what is trained from anything else."""
+    if base is None:
+        return {"model": _identity(source)}
+    open_adapter(source)
+    return {
+        "model": _identity(base),
+        "adapter": {name: _sha256(source / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _identity(source: Path) -> dict[str, Any]:
     """What tells a model from another: its config, and the size and the first megabyte of each weight file."""
     if not (source / CONFIG_FILE).is_file():
-        kind = "an adapter" if (source / "adapter_config.json").is_file() else "no model"
+        kind = "an adapter" if is_adapter(source) else "no model"
         raise InputError(
             f"is {kind}: it has no {CONFIG_FILE}", where=source,
             hint="train the model that it belongs to; without --lora-keep an adapter is merged into it",

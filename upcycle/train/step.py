@@ -42,7 +42,7 @@ class Stepper:
     objective: RouterObjective
     model: Any = field(init=False)  # as `accelerate` wraps it
     recorder: Recorder = field(init=False)
-    share: float = 1.0  # of a layer's experts that a token uses
+    shares: tuple[float, ...] = ()  # of each layer's experts, that a token uses
 
     def __post_init__(self) -> None:
         """Hook the routers and wrap the model for several processes."""
@@ -62,13 +62,14 @@ class Stepper:
         load_LE = self._whole_load(batch)
         count, processes = len(batch.micro_batches), self.accelerator.num_processes
         sums: list[Tensor] = []
+        statistics: RouterStatistics | None = None
         for number, micro_batch in enumerate(batch.micro_batches, 1):
             with nullcontext() if number == count else self.accelerator.no_sync(self.model):
                 with self.recorder.recording() as seen:
                     loss = self.loss(micro_batch) * (processes / max(batch.targets, 1))
-                total, statistics = loss, None
+                total = loss
                 if seen:
-                    self.share = seen[0].chosen_TK.shape[-1] / seen[0].logits_TE.shape[-1]
+                    self.shares = tuple(one.chosen_TK.shape[-1] / one.logits_TE.shape[-1] for one in seen)
                     if self.objective.needs_load and load_LE is None:
                         load_LE = self._mean(load_of(seen))
                     router_loss, statistics = self.objective(seen, len(micro_batch["input_ids"]), load_LE)
@@ -77,7 +78,7 @@ class Stepper:
             self.optimizer.collect()
             sums.append(_flat(loss.detach() * count, statistics))
         flat, stop = self._agreed(torch.stack(sums).mean(0), signal)
-        return Outcome(flat[0], self._statistics(flat[1:]), self.optimizer.norms(), stop)
+        return Outcome(flat[0], statistics and _unflat(flat[1:], statistics.experts), self.optimizer.norms(), stop)
 
     def loss(self, micro_batch: dict[str, Tensor], *, model: Any = None) -> Tensor:
         """Return the cross entropy summed over the tokens that a micro-batch asks for, in nats.
@@ -133,13 +134,6 @@ class Stepper:
         mean: Tensor = self.accelerator.reduce(value, "mean")
         return mean
 
-    def _statistics(self, flat: Tensor) -> RouterStatistics | None:
-        layers = len(self.trainee.routers)
-        if not layers:
-            return None
-        losses, entropy, load = flat.split([3 * layers, layers, len(flat) - 4 * layers])
-        return RouterStatistics(losses.view(3, layers), entropy, load.view(layers, -1))
-
 
 def _flat(loss: Tensor, statistics: RouterStatistics | None) -> Tensor:
     """Everything that is averaged, in one tensor; float64, where there is such a thing, adds no error of its own."""
@@ -147,6 +141,12 @@ def _flat(loss: Tensor, statistics: RouterStatistics | None) -> Tensor:
     if statistics:
         parts += [statistics.losses_3L.flatten(), statistics.entropy_L, statistics.load_LE.flatten()]
     return torch.cat([part.to(_wide(loss)) for part in parts])
+
+
+def _unflat(flat: Tensor, experts: tuple[int, ...]) -> RouterStatistics:
+    layers = len(experts)
+    losses, entropy, load = flat.split([3 * layers, layers, layers * max(experts)])
+    return RouterStatistics(losses.view(3, layers), entropy, load.view(layers, -1), experts)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

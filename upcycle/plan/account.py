@@ -110,9 +110,8 @@ class Account:
 
 def account(plan: Plan, workers: int) -> Account:
     """Count `plan`; `workers` is the number of threads that would carry it out."""
-    parts = tuple(_part(plan, role) for role in ROLES if any(write.role == role for write in plan.writes))
+    parts = _parts(plan)
     weights = sum(part.nbytes for part in parts)
-    parameters = sum(part.parameters for part in parts)
     computed = [write for write in plan.writes if not write.copied]
     return Account(
         parts=parts,
@@ -122,13 +121,23 @@ def account(plan: Plan, workers: int) -> Account:
         convert_memory=_convert_memory(computed, workers),
         run_memory=weights + _cache_bytes(plan),
         cache_tokens=_cache_tokens(plan),
-        train_full_memory=parameters * TRAIN_BYTES,
+        train_full_memory=sum(part.parameters for part in parts) * TRAIN_BYTES,
         train_lora_memory=weights + _lora_parameters(plan) * TRAIN_BYTES,
         paths=(comb(plan.total_experts, plan.active_experts), plan.config["num_hidden_layers"]),
         exact=plan.exact,
         plan_hash=plan.hash,
         reader_limits=reader_limits(plan.config),
     )
+
+
+def parameters(plan: Plan) -> tuple[int, int]:
+    """Return the number of parameters of the output, and of those that one token uses."""
+    parts = _parts(plan)
+    return sum(part.parameters for part in parts), sum(part.active for part in parts)
+
+
+def _parts(plan: Plan) -> tuple[Part, ...]:
+    return tuple(_part(plan, role) for role in ROLES if any(write.role == role for write in plan.writes))
 
 
 def _part(plan: Plan, role: str) -> Part:
@@ -147,7 +156,8 @@ def _convert_memory(computed: list[Write], workers: int) -> int:
 def _cache_bytes(plan: Plan) -> int:
     """Keys and values of one sequence, in the dtype of the attention weights."""
     config = plan.config
-    width = 2 * config["num_key_value_heads"] * config["head_dim"] * config["num_hidden_layers"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    width = 2 * config["num_key_value_heads"] * head_dim * config["num_hidden_layers"]
     dtype = next(write.dtype for write in plan.writes if write.role == "attention")
     return int(_cache_tokens(plan) * width * DTYPE_BITS[dtype] // 8)
 

@@ -1,4 +1,4 @@
-"""Every tensor of a mixture of experts held against what its plan says, byte by byte."""
+"""Every tensor of an output held against what its plan says, byte by byte."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,0 +1,233 @@
+"""Adapter experts on a dense model: built from its config on no device at all, so that no weight of it is read."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import upcycle
+from upcycle.adapt.compose import Composed, compose
+from upcycle.adapt.lora_files import read_lora
+from upcycle.adapt.prototypes import prototypes
+from upcycle.adapters import ExpertsConfig
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from upcycle.checkpoint.identity import fingerprint
+from upcycle.checkpoint.place import RECEIPT_FILE, check_out
+from upcycle.checkpoint.reader import (
+    CHAT_TEMPLATE_FILES,
+    GENERATION_FILE,
+    TOKENIZER_FILES,
+    Checkpoint,
+    open_checkpoint,
+    present_files,
+)
+from upcycle.checkpoint.staging import open_staging
+from upcycle.checkpoint.writer import write_durably
+from upcycle.errors import InputError
+from upcycle.families.match import Match, match
+from upcycle.moe.adapters import LowRank
+from upcycle.plan.make import output_path
+from upcycle.plan.receipt import FORMAT, Origin, as_text
+from upcycle.recipe import recorded
+from upcycle.recipe.attach import Attach
+
+PREFIX = "base_model.model."
+"""Of peft: what the names in an adapter's file have before those of the model."""
+
+MULTIPLE = 8
+"""Of which the width of an expert must be a multiple, for stock transformers to run it in 16 bits (grouped_mm)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """An adapter that was written."""
+
+    out: Path
+    experts: tuple[int, ...]  # of each layer; none where it is the plain LoRA of `baseline`
+    parameters: int
+    base_parameters: int
+    nbytes: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """An adapter in memory."""
+
+    config: PeftConfig
+    tensors: Mapping[str, Tensor]
+    experts: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def attach(base: Path, request: Attach, loras: Sequence[Path] = ()) -> Attached:
+    """Write an adapter for the dense model in `base` to `request.out`; `loras` are those of `request.from_lora`.
+
+    Raises InputError for a model or LoRA that cannot be used, before anything is written.
+    """
+    out = output_path(request.out)
+    checkpoint = open_checkpoint(base)
+    matched = match(checkpoint)
+    _check_width(request, checkpoint)
+    check_out(out, (base, *loras), overwrite=request.overwrite)
+    draft = _single_lora(matched, request, checkpoint) if request.baseline else _experts(matched, request, base, loras)
+    files = _files(draft, request, checkpoint)
+    identity = {"adapter": hashlib.sha256(files[ADAPTER_WEIGHTS] + files[ADAPTER_CONFIG]).hexdigest()}
+    with open_staging(out, identity, resume=not request.overwrite, overwrite=request.overwrite) as staging:
+        for name, data in files.items():
+            write_durably(staging.path / name, data)
+        staging.commit()
+    return Attached(
+        out,
+        draft.experts,
+        sum(tensor.numel() for tensor in draft.tensors.values()),
+        sum(prod(spec.shape) for spec in checkpoint.tensors.values()),
+        len(files[ADAPTER_WEIGHTS]),
+        draft.notes,
+    )
+
+
+def _check_width(request: Attach, checkpoint: Checkpoint) -> None:
+    """A width that no stock model can have in 16 bits is refused now, not after the training."""
+    narrow = any(spec.dtype in ("BF16", "F16") for spec in checkpoint.tensors.values())
+    if request.expert_type == "bottleneck" and narrow and request.rank % MULTIPLE:
+        raise InputError(
+            "experts of this width could be merged in float32 only: stock transformers runs experts in 16 bits by "
+            "grouped_mm, which needs other widths",
+            found=f"--rank {request.rank}", expected=f"a multiple of {MULTIPLE}",
+            hint=f"--rank {-(-request.rank // MULTIPLE) * MULTIPLE}",
+        )  # fmt: skip
+
+
+def _experts(matched: Match, request: Attach, base: Path, loras: Sequence[Path]) -> _Draft:
+    composed = _composed(request, base, loras)
+    start = "zeros" if request.start == "prototypes" else request.start
+    config = ExpertsConfig(
+        expert_type=request.expert_type,
+        num_experts=list(composed.per_layer if composed else request.counts),
+        top_k=request.top_k,
+        router=request.routing,
+        rank=composed.rank if composed else request.rank,
+        scaling=1.0 if composed else request.factor,
+        shared_a=request.shared_a,
+        attention_rank=composed.attention_rank if composed else request.attention_rank,
+        attention_scaling=1.0 if composed else 2.0,
+        router_init=start,
+        router_std=request.router_std,
+        seed=request.seed,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it is giving up
+            model: Any = get_peft_model(_skeleton(base), config)
+    except ValueError as error:
+        raise InputError(f"cannot have these experts ({error})", where=base) from error
+    tensors = {name: value.contiguous() for name, value in get_peft_model_state_dict(model).items()}
+    if composed:
+        _fill(tensors, composed, matched, request)
+    return _Draft(config, tensors, tuple(config.counts), composed.notes if composed else ())
+
+
+def _skeleton(base: Path) -> Any:
+    """The dense model without any weight."""
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _composed(request: Attach, base: Path, loras: Sequence[Path]) -> Composed | None:
+    if not loras:
+        return None
+    config = open_checkpoint(base).config
+    read = [read_lora(path) for path in loras]
+    policy, shared = request.attention_deltas, request.shared_a
+    return compose(read, config, attention=policy, shared_a=shared, base=request.model)
+
+
+def _fill(tensors: dict[str, Tensor], composed: Composed, matched: Match, request: Attach) -> None:
+    """Put the LoRAs' own matrices, and routers made of them, where the drawn ones are."""
+    for name, value in composed.tensors.items():
+        assert tensors[PREFIX + name].shape == value.shape  # noqa: S101 - both come from the same request
+        tensors[PREFIX + name] = value.contiguous()
+    if request.start == "prototypes":
+        block = matched.family.names.block
+        for layer in (layer for layer, count in enumerate(composed.per_layer) if count):
+            rows = prototypes(composed.layer(layer, block), request.from_lora)
+            tensors[f"{PREFIX}model.layers.{layer}.{block}.upcycle_router.weight"] = rows
+
+
+def _single_lora(matched: Match, request: Attach, checkpoint: Checkpoint) -> _Draft:
+    """A plain LoRA of the FFN whose rank gives it about as many parameters as the experts and routers would have."""
+    names, layers = matched.family.names, range(matched.sizes["L"])
+    wanted = _experts(matched, request, checkpoint.directory, ())
+    attention = [name for name in names.attention if request.attention_rank]
+    own = sum(value.numel() for name, value in wanted.tensors.items() if "upcycle_lora" not in name)
+    shapes = {
+        f"model.layers.{layer}.{name}": checkpoint.tensors[f"model.layers.{layer}.{name}.weight"].shape
+        for layer in layers
+        for name in (names.gate, names.up, names.down, *attention)
+    }
+    unit = sum(sum(shape) for name, shape in shapes.items() if name.split(".", 3)[3] not in attention)
+    rank = max(1, round(own / unit))
+    tensors: dict[str, Tensor] = {}
+    for name, (outputs, inputs) in shapes.items():
+        update = LowRank(inputs, outputs, _rank_of(name, rank, request, attention), scaling=1.0)
+        seed = hashlib.sha256(f"{request.seed}:{name}".encode()).digest()
+        update.draw(torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1))
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.lora_A.detach()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.lora_B.detach()
+    last = [name.rpartition(".")[2] for name in attention]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        rank_pattern=dict.fromkeys(last, request.attention_rank),
+        alpha_pattern=dict.fromkeys(last, 2 * request.attention_rank),
+        target_modules=[name.rpartition(".")[2] for name in (names.gate, names.up, names.down, *attention)],
+        task_type="CAUSAL_LM",
+    )
+    total, of = (sum(value.numel() for value in values.values()) for values in (tensors, wanted.tensors))
+    return _Draft(config, tensors, (), (f"a LoRA of rank {rank}: {total:,} parameters where the experts have {of:,}",))
+
+
+def _rank_of(name: str, rank: int, request: Attach, attention: Sequence[str]) -> int:
+    return request.attention_rank if name.split(".", 3)[3] in attention else rank
+
+
+def _files(draft: _Draft, request: Attach, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Every file of the adapter by name, the receipt last."""
+    base, origin = checkpoint.directory, Origin.of(checkpoint.directory, ())
+    config = draft.config
+    config.base_model_name_or_path = origin.name if origin.revision else str(base.resolve())
+    config.revision = origin.revision
+    config.inference_mode = True
+    if isinstance(config, ExpertsConfig):
+        config.base_fingerprint = fingerprint(checkpoint)
+    said = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    beside = present_files(base, (*TOKENIZER_FILES, *CHAT_TEMPLATE_FILES, GENERATION_FILE))
+    files = {
+        ADAPTER_CONFIG: json.dumps(said, indent=2, sort_keys=True).encode() + b"\n",
+        ADAPTER_WEIGHTS: save(dict(draft.tensors), metadata={"format": "pt"}),
+        **{path.name: path.read_bytes() for path in beside},
+    }
+    recipe = recorded(request) | {"model": origin.name}
+    recipe["from_lora"] = [as_text(Path(name).name) for name in request.from_lora]
+    receipt = {
+        "upcycle": FORMAT,
+        "made": "adapter",
+        "versions": {"upcycle": upcycle.__version__, "torch": str(torch.__version__)},
+        "recipe": recipe,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    return {**files, RECEIPT_FILE: json.dumps(receipt, indent=2).encode() + b"\n"}

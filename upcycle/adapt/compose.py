@@ -1,0 +1,335 @@
+"""Existing LoRA adapters as experts: each LoRA's update of the FFN becomes one expert, its scale folded into B.
+
+| a LoRA that | becomes |
+|---|---|
+| updates some of gate, up and down | zeros for the others |
+| has a smaller rank than others | zero rows of A and columns of B; no training ever moves them, as both are zero |
+| leaves a layer as it is | an expert that is the base there |
+| updates the attention | what `attention` says, for attention has no experts |
+
+A layer whose FFN no LoRA updates has no experts. A LoRA that updates no FFN at all is refused.
+
+Shapes: E experts, R rank, X inputs, Y outputs.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from upcycle.adapt.lora_files import Delta, Lora
+from upcycle.errors import InputError, RecipeError
+from upcycle.families.family import Names
+from upcycle.families.match import find_family, target_config
+from upcycle.recipe.attach import AttentionDeltas
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Experts made of LoRAs, under the names that an adapter has them, without peft's `base_model.model.`."""
+
+    experts: int
+    per_layer: tuple[int, ...]  # experts of every layer: all, or none
+    rank: int
+    attention_rank: int  # 0: no LoRA on the attention
+    tensors: Mapping[str, Tensor]  # float32; their scaling is 1
+    notes: tuple[str, ...]  # what a user should know of it
+
+    def layer(self, index: int, block: str) -> dict[str, Tensor]:
+        """Return the experts of one layer by their short names, `gate_A` to `down_B`; `block` is Names.block."""
+        prefix = f"model.layers.{index}.{block}.upcycle_experts."
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+def compose(
+    loras: Sequence[Lora],
+    config: Mapping[str, Any],
+    *,
+    attention: AttentionDeltas = "refuse",
+    shared_a: bool = False,
+    base: str | None = None,
+) -> Composed:
+    """Make experts of LoRAs, in their order, for the dense model whose config.json is `config`.
+
+    `attention` is what becomes of updates of the attention: the LoRAs that have them are refused, or the updates are
+    left out, or one update is made that is their mean over all LoRAs or their sum. `shared_a` keeps one A for all
+    experts, which takes LoRAs that have the same. `base` is what the user calls the model: only to note when a LoRA
+    says that it was made for another.
+
+    Raises InputError for LoRAs that do not fit the model or one another.
+    """
+    if not loras:
+        raise RecipeError("no LoRA to make experts of", option="from_lora")
+    dense = _Dense.of(config)
+    placed = [_place(lora, dense) for lora in loras]
+    _refuse_without_ffn(loras, placed, dense)
+    if attention == "refuse":
+        _refuse_attention(loras, placed, dense)
+    if shared_a:
+        _check_shared(loras, placed, dense)
+    per_layer = tuple(
+        len(loras) if any((layer, name) in deltas for deltas in placed for name in dense.ffn) else 0
+        for layer in range(dense.layers)
+    )
+    rank = max(delta.rank for deltas in placed for (_, name), delta in deltas.items() if name in dense.ffn)
+    tensors = _expert_tensors(placed, dense, per_layer, rank, shared_a)
+    attention_rank, attention_tensors = _attention_tensors(placed, dense, attention)
+    tensors.update(attention_tensors)
+    notes = (
+        *_base_notes(loras, base),
+        *_expert_notes(loras, placed, dense, per_layer, rank),
+        *_attention_notes(loras, placed, dense, attention, attention_rank),
+    )
+    return Composed(len(loras), per_layer, rank, attention_rank, tensors, notes)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What LoRAs must fit."""
+
+    names: Names
+    layers: int
+    shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the linear layers that experts and attention have
+
+    @property
+    def ffn(self) -> tuple[str, str, str]:
+        return (self.names.gate, self.names.up, self.names.down)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "_Dense":
+        family = find_family(config)
+        names, known = family.names, target_config(family, config)
+        sizes = {
+            "D": known["hidden_size"],
+            "F": known["intermediate_size"],
+            "Q": known["num_attention_heads"] * known["head_dim"],
+            "K": known["num_key_value_heads"] * known["head_dim"],
+        }
+        rows = {row.source: row.shape for row in family.tensors}
+        shapes = {
+            name: tuple(sizes[letter] for letter in rows[f"model.layers.{{layer}}.{name}.weight"])
+            for name in (names.gate, names.up, names.down, *names.attention)
+        }
+        return cls(names, known["num_hidden_layers"], shapes)
+
+
+_Placed = Mapping[tuple[int, str], Delta]
+"""A LoRA's updates by layer and linear layer, their scale folded into B."""
+
+_MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
+
+
+def _place(lora: Lora, dense: _Dense) -> _Placed:
+    """Find every update's place in the base; raise InputError for one that has none."""
+    result: dict[tuple[int, str], Delta] = {}
+    for module, delta in lora.deltas.items():
+        match = _MODULE.fullmatch(module)
+        if match is None or match[2] not in dense.shapes:
+            raise InputError(
+                f"updates {module}, which is no linear layer of an FFN or an attention",
+                where=lora.place,
+                expected=", ".join(dense.shapes),
+                hint="train the LoRA without it, or merge it into a model and attach to that",
+            )
+        layer, name = int(match[1]), match[2]
+        if layer >= dense.layers:
+            raise InputError(
+                "the LoRA was made for another base", where=lora.place, found=f"updates of layer {layer}",
+                expected=f"layers 0 to {dense.layers - 1}", hint=_said_base(lora),
+            )  # fmt: skip
+        outputs, inputs = dense.shapes[name]
+        expected = ((delta.rank, inputs), (outputs, delta.rank))
+        found = (tuple(delta.A_RX.shape), tuple(delta.B_YR.shape))
+        if found != expected:
+            raise InputError(
+                f"the LoRA was made for another base: shapes of A and B of {module}", where=lora.place,
+                found=f"{found[0]} and {found[1]}", expected=f"{expected[0]} and {expected[1]}", hint=_said_base(lora),
+            )  # fmt: skip
+        result[layer, name] = _folded(module, delta, lora)
+    return result
+
+
+def _folded(module: str, delta: Delta, lora: Lora) -> Delta:
+    B_YR = delta.B_YR * delta.scale
+    if not B_YR.isfinite().all():
+        raise InputError(f"the update of {module} is too large for float32", where=lora.place,
+                         found=f"a scale of {delta.scale:g}")  # fmt: skip
+    return Delta(delta.A_RX, B_YR, 1.0)
+
+
+def _said_base(lora: Lora) -> str | None:
+    return f"the adapter names {ascii(lora.base)[:120]} as its base" if lora.base else None
+
+
+def _refuse_without_ffn(loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense) -> None:
+    without = [
+        f"{lora} updates {_leaves(deltas, dense)}"
+        for lora, deltas in zip(loras, placed, strict=True)
+        if not any(name in dense.ffn for _, name in deltas)
+    ]
+    if without:
+        raise InputError(
+            "LoRAs that do not update the FFN cannot be experts",
+            found="; ".join(without),
+            expected=f"updates of {', '.join(map(_leaf, dense.ffn))}",
+            hint="peft's own target_modules are q_proj and v_proj for most models: train with all-linear, "
+            "or leave these LoRAs out",
+        )
+
+
+def _refuse_attention(loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense) -> None:
+    having = [
+        f"{lora} updates {leaves}"
+        for lora, deltas in zip(loras, placed, strict=True)
+        if (leaves := _leaves(deltas, dense, dense.names.attention))
+    ]
+    if having:
+        raise InputError(
+            "LoRAs update the attention, which has no experts",
+            found="; ".join(having),
+            hint="--attention-deltas drop leaves these updates out, mean or sum makes one of them that all tokens use",
+        )
+
+
+def _check_shared(loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense) -> None:
+    for layer in range(dense.layers):
+        for name in dense.ffn:
+            having = [(lora, deltas[layer, name]) for lora, deltas in zip(loras, placed, strict=True)
+                      if (layer, name) in deltas]  # fmt: skip
+            if len({delta.rank for _, delta in having}) > 1:
+                raise InputError(
+                    f"rank mismatch with shared A: {name} of layer {layer}",
+                    found="; ".join(f"{lora} has rank {delta.rank}" for lora, delta in having),
+                    expected="one rank",
+                    hint="without --shared-a every expert has an A of its own, and ranks may differ",
+                )
+            other = next((lora for lora, delta in having if not torch.equal(delta.A_RX, having[0][1].A_RX)), None)
+            if other is not None:
+                raise InputError(
+                    f"the LoRAs do not share their A: {name} of layer {layer}",
+                    found=f"{having[0][0]} and {other} differ",
+                    hint="without --shared-a every expert has an A of its own",
+                )
+
+
+def _expert_tensors(
+    placed: Sequence[_Placed], dense: _Dense, per_layer: Sequence[int], rank: int, shared_a: bool
+) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for layer in (layer for layer, experts in enumerate(per_layer) if experts):
+        prefix = f"model.layers.{layer}.{dense.names.block}.upcycle_experts."
+        for part, name in zip(("gate", "up", "down"), dense.ffn, strict=True):
+            outputs, inputs = dense.shapes[name]
+            zero = Delta(torch.zeros(0, inputs), torch.zeros(outputs, 0), 1.0)
+            deltas = [deltas.get((layer, name), zero) for deltas in placed]
+            readers = [max(deltas, key=lambda delta: delta.rank)] if shared_a else deltas
+            tensors[f"{prefix}{part}_A"] = torch.stack([_more_rows(delta.A_RX, rank) for delta in readers])
+            tensors[f"{prefix}{part}_B"] = torch.stack([_more_columns(delta.B_YR, rank) for delta in deltas])
+    return tensors
+
+
+def _attention_tensors(
+    placed: Sequence[_Placed], dense: _Dense, policy: AttentionDeltas
+) -> tuple[int, dict[str, Tensor]]:
+    """Return the rank and the tensors of one update that is the mean or sum: ranks one after the other."""
+    places = [(layer, name) for layer in range(dense.layers) for name in dense.names.attention]
+    having = {place: [deltas[place] for deltas in placed if place in deltas] for place in places}
+    rank = max((sum(delta.rank for delta in deltas) for deltas in having.values()), default=0)
+    if policy not in ("mean", "sum") or not rank:
+        return 0, {}
+    share = 1 / len(placed) if policy == "mean" else 1.0
+    tensors: dict[str, Tensor] = {}
+    for (layer, name), deltas in having.items():
+        outputs, inputs = dense.shapes[name]
+        prefix = f"model.layers.{layer}.{name}.upcycle_lora."
+        A_RX = torch.cat([torch.zeros(0, inputs), *(delta.A_RX for delta in deltas)])
+        B_YR = torch.cat([torch.zeros(outputs, 0), *(delta.B_YR * share for delta in deltas)], dim=1)
+        tensors[f"{prefix}lora_A"], tensors[f"{prefix}lora_B"] = _more_rows(A_RX, rank), _more_columns(B_YR, rank)
+    return rank, tensors
+
+
+def _more_rows(A_RX: Tensor, rank: int) -> Tensor:
+    return pad(A_RX, (0, 0, 0, rank - len(A_RX)))
+
+
+def _more_columns(B_YR: Tensor, rank: int) -> Tensor:
+    return pad(B_YR, (0, rank - B_YR.shape[1]))
+
+
+def _base_notes(loras: Sequence[Lora], base: str | None) -> list[str]:
+    if not base:
+        return []
+    return [
+        f"{lora} names {ascii(lora.base)[:120]} as its base, not {ascii(base)[:120]}; its shapes fit"
+        for lora in loras
+        if lora.base and _model_name(lora.base) != _model_name(base)
+    ]
+
+
+def _model_name(place: str) -> str:
+    """The name that a path or a Hub id ends in; of a directory in the Hub's cache, the repository's."""
+    parts = PurePath(place).parts
+    cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
+    return (cached or list(parts) or [place])[-1].lower()
+
+
+def _expert_notes(
+    loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense, per_layer: Sequence[int], rank: int
+) -> list[str]:
+    notes = []
+    bare = [layer for layer, experts in enumerate(per_layer) if not experts]
+    if bare:
+        notes.append(f"no LoRA updates the FFN of {_numbers(bare)}: no experts there")
+    smaller = sorted({delta.rank for deltas in placed for (_, name), delta in deltas.items() if name in dense.ffn})
+    if len(smaller) > 1:
+        notes.append(f"the LoRAs' ranks are {', '.join(map(str, smaller))}: padded with zeros to {rank}")
+    for lora, deltas in zip(loras, placed, strict=True):
+        own = {place: delta for place, delta in deltas.items() if place[1] in dense.ffn}
+        if not any(delta.A_RX.any() and delta.B_YR.any() for delta in own.values()):
+            notes.append(f"{lora} has an update that is zero: its expert is the base")
+        unmoved = {name for name in dense.ffn if not any(name == place[1] for place in own)}
+        if unmoved:
+            notes.append(f"{lora} updates {_leaves(own, dense)} only: the rest of its experts is the base")
+        absent = [layer for layer, experts in enumerate(per_layer)
+                  if experts and not any(layer == place[0] for place in own)]  # fmt: skip
+        if absent:
+            notes.append(f"{lora} does not update the FFN of {_numbers(absent)}: its expert is the base there")
+    return notes
+
+
+def _attention_notes(
+    loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense, policy: AttentionDeltas, rank: int
+) -> list[str]:
+    if policy == "drop":
+        return [
+            f"{lora}: its updates of {leaves} are left out, so its expert is not all that was trained"
+            for lora, deltas in zip(loras, placed, strict=True)
+            if (leaves := _leaves(deltas, dense, dense.names.attention))
+        ]
+    if not rank:
+        return []
+    return [
+        f"the {policy} of the updates of the attention over {len(loras)} LoRAs has rank {rank} and is used by every "
+        f"token, whichever experts it chooses"
+    ]
+
+
+def _leaves(deltas: _Placed, dense: _Dense, among: Sequence[str] | None = None) -> str:
+    """What a LoRA updates, as people say it: `q_proj, v_proj`."""
+    found = {name for _, name in deltas}
+    return ", ".join(_leaf(name) for name in dense.shapes if name in found and (among is None or name in among))
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _numbers(layers: Sequence[int]) -> str:
+    """`layer 3`, `layers 0, 1, 2, 3 and 24 more`."""
+    shown, more = ", ".join(map(str, layers[:4])), len(layers) - 4
+    return f"layer{'s' if len(layers) > 1 else ''} {shown}" + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,106 @@
+"""Carrying out a merge: planned, written, proven before it gets its name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from upcycle.adapt.build import Draft, build_merge
+from upcycle.adapt.saved import Saved, open_saved
+from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
+from upcycle.errors import UpcycleError
+from upcycle.families.match import match
+from upcycle.plan.account import Account, account
+from upcycle.plan.execute import Advance
+from upcycle.plan.make import Making, make, output_path, worker_count
+from upcycle.plan.plan import Plan
+from upcycle.plan.receipt import Origin, as_text, receipt_bytes
+from upcycle.plan.report import Report
+from upcycle.recipe import recorded
+from upcycle.recipe.merge import Merge
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merge that has been checked and counted, and may have been done."""
+
+    plan: Plan
+    account: Account
+    base_bytes: int  # of the base's weights on disk
+    adapter_bytes: int  # of the adapter's
+    report: Report | None = None  # None: nothing has been written
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON data."""
+        counted = {**self.account.as_json(), "base_bytes": self.base_bytes, "adapter_bytes": self.adapter_bytes}
+        return counted if self.report is None else {**counted, "proof": self.report.as_json()}
+
+
+def rehearse(adapter: Path, base: Path, request: Merge) -> Merged:
+    """Make every check of a merge that needs no writing; see `merge` for what it raises."""
+    merged = _counted(*_drafted(adapter, base, request))
+    if not request.resume:
+        _making(adapter, base, request).check_out()
+    return merged
+
+
+def merge(adapter: Path, base: Path, request: Merge, start: Callable[[int], Advance]) -> Merged:
+    """Write the model of `base` with the experts of `adapter` to `request.out`, as a checkpoint of stock transformers.
+
+    `start` is called with the bytes to write once all checks have passed, and returns what is told the bytes as they
+    are written. Raises InputError before a byte is written; UpcycleError when what was written does not compute what
+    the adapter does, and then there is no OUT. Else as `upcycle.plan.make.make`.
+    """
+    from upcycle.adapt.proof import prove
+
+    drafted, checkpoint, saved = _drafted(adapter, base, request)
+    reports: list[Report] = []
+
+    def check(output: Path) -> None:
+        reports.append(prove(drafted, checkpoint, adapter, output, request))
+        failed = [f"{line.name}: {line.text}" for line in reports[-1].lines if line.verdict == "FAIL"]
+        if failed:
+            raise UpcycleError(f"{request.out}: the merge does not compute what the adapter does; {'; '.join(failed)}")
+
+    def receipt(hashes: Mapping[str, str], files: Mapping[str, bytes]) -> bytes:
+        origin = Origin.of(base, checkpoint.headers)
+        recipe = {**recorded(request), "adapter": as_text(adapter.resolve().name)}
+        return receipt_bytes(drafted.plan, recipe=recipe, source=origin.as_json(), hashes=hashes, side_files=files)
+
+    making = _making(adapter, base, request)
+    make(drafted.plan, making, receipt, start, check)
+    if not reports:  # --resume found it complete
+        check(making.out)
+    return replace(_counted(drafted, checkpoint, saved), report=reports[-1])
+
+
+def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoint, Saved]:
+    from upcycle.adapt.proof import refuse_unchanged
+
+    checkpoint = open_checkpoint(base)
+    matched = match(checkpoint)
+    saved = open_saved(adapter, matched)
+    saved.adapter.check_base(base)
+    drafted = build_merge(checkpoint, matched, saved, request)
+    refuse_unchanged(drafted, adapter)
+    return drafted, checkpoint, saved
+
+
+def _counted(drafted: Draft, checkpoint: Checkpoint, saved: Saved) -> Merged:
+    counted = account(drafted.plan, worker_count())
+    return Merged(
+        plan=drafted.plan,
+        account=replace(counted, reader_limits=(*counted.reader_limits, *drafted.limits)),
+        base_bytes=sum(header.size for header in checkpoint.headers.values()),
+        adapter_bytes=saved.weights.stat().st_size,
+    )
+
+
+def _making(adapter: Path, base: Path, request: Merge) -> Making:
+    return Making(
+        output_path(request.out),
+        models=(base, adapter),
+        workers=worker_count(),
+        overwrite=request.overwrite,
+        resume=request.resume,
+    )

@@ -1,0 +1,224 @@
+"""Is what was merged what was trained? Plain transformers reads it in a process of its own; the adapter is run here.
+
+Both run in float32. Shapes: T tokens, V vocabulary.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from upcycle.adapt import reread
+from upcycle.adapt.build import DTYPE_WORDS, Change, Draft, disk_slice
+from upcycle.adapters.load import attached
+from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
+from upcycle.errors import UnsupportedError, UpcycleError
+from upcycle.plan.compute import encoded_blocks
+from upcycle.plan.report import Line, Report, Verdict
+from upcycle.plan.values import Floats, decode, read_blocks
+from upcycle.recipe.merge import Merge
+from upcycle.text.read import random_ids, read_text, token_ids
+
+TOLERANCE = 1e-5
+"""Largest difference of a logit of an exact merge, relative to the largest logit: float32's order of summation."""
+
+PROMPT, NEW_TOKENS = 16, 24
+"""Tokens that both models go on from, and the tokens that they write."""
+
+RANDOM_TOKENS = 64
+"""At most, of a model without a tokenizer."""
+
+NAMED = 3  # at most in a message
+
+
+def refuse_unchanged(draft: Draft, base: Path) -> None:
+    """Raise UnsupportedError when all experts of a layer would be the base's FFN in the data type that is written."""
+    same = {(change.layer, change.expert) for change in _unchanged_experts(draft.changes, None)}
+    layers = _whole_layers(draft.changes, same)
+    if not layers:
+        return
+    names = [change.place for change in draft.changes if change.layer in layers]
+    dtypes = {DTYPE_WORDS[change.write.dtype] for change in draft.changes}
+    raise UnsupportedError(
+        f"the experts of {len(layers)} layers equal the base in {', '.join(sorted(dtypes))}: mere copies of it",
+        where=base,
+        found=", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else ""),
+        hint="the adapter is untrained, or what it learned is lost in rounding, which --dtype f32 prevents",
+    )
+
+
+def prove(draft: Draft, base: Checkpoint, adapter: Path, output: Path, request: Merge) -> Report:
+    """Return what holds of the checkpoint in `output`; raise UpcycleError when transformers cannot even run it."""
+    report = Report()
+    reader = _with_tokenizer(base, adapter)
+    text = read_text(request.text) if reader else None
+    if reader and text:
+        ids_T = token_ids(reader, text, request.tokens)[0]
+    else:
+        ids_T = random_ids(base.config["vocab_size"], min(request.tokens, RANDOM_TOKENS))[0]
+    expected_TV, tokens, margins = _adapter_run(base.directory, adapter, ids_T)
+    found_TV, told = _clean_run(output, ids_T, text)
+    _report_loading(report, told)
+    if reader is None:
+        report.lines.append(Line("text", "note", "there is no tokenizer: the models ran on random tokens"))
+    else:
+        same = told["read"] == ids_T.tolist()
+        report.add("tokens", same, f"the text is read as {'the same' if same else 'other'} tokens")
+    if not draft.plan.exact:
+        rounded = f"rounded to {_rounded(draft)}: the differences below are expected"
+        report.lines.append(Line("function", "note", rounded))
+    _report_logits(report, draft, expected_TV, found_TV)
+    _report_greedy(report, draft, tokens, margins, told["tokens"], float(expected_TV.abs().max()))
+    _report_experts(report, draft, output)
+    return report
+
+
+def _rounded(draft: Draft) -> str:
+    return ", ".join(sorted({DTYPE_WORDS[write.dtype] for write in draft.plan.writes if not write.lossless}))
+
+
+def _with_tokenizer(base: Checkpoint, adapter: Path) -> Checkpoint | None:
+    """The base with the tokenizer that the output has: the adapter's, if there is one."""
+    for each in (replace(base, directory=adapter), base):
+        if each.tokenizer_files:
+            return each
+    return None
+
+
+def _adapter_run(base: Path, adapter: Path, ids_T: Tensor) -> tuple[Tensor, list[int], list[float]]:
+    """Return the logits `(T, V)` of the base with its adapter, what it writes, and how sure it was of each token."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = attached(model, adapter).eval()
+    return reread.logits(model, ids_T), *reread.greedy(model, ids_T[:PROMPT], NEW_TOKENS)
+
+
+def _clean_run(output: Path, ids_T: Tensor, text: str | None) -> tuple[Tensor, dict[str, Any]]:
+    """Return the logits `(T, V)` of plain transformers in a process of its own, and what it tells beside."""
+    asked = {"model": str(output.resolve()), "ids": ids_T.tolist(), "prompt": PROMPT, "count": NEW_TOKENS, "text": text}
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / "request.json").write_text(json.dumps(asked))
+        # -P: the modules beside the script must not be found under the names of installed ones
+        argv = [sys.executable, "-P", str(Path(reread.__file__).resolve()), name]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", cwd=name, env=environment)
+        if done.returncode:
+            last = next(
+                (line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit {done.returncode}"
+            )
+            raise UpcycleError(f"{output}: plain transformers cannot run it ({last[:300]})")
+        told: dict[str, Any] = json.loads((directory / "answer.json").read_text())
+        return torch.from_numpy(np.load(directory / "logits.npy")), told
+
+
+def _report_loading(report: Report, told: dict[str, Any]) -> None:
+    wrong = "; ".join(f"{kind}: {', '.join(keys[:NAMED])}" for kind, keys in told["loading"].items())
+    by = f"{told['class']} of transformers {told['version']}, in a process without upcycle"
+    clean = not told["upcycle"]
+    report.add("loading", clean and not wrong, wrong or (by if clean else "upcycle was imported by the other process"))
+
+
+def _report_logits(report: Report, draft: Draft, expected_TV: Tensor, found_TV: Tensor) -> None:
+    largest = float(expected_TV.abs().max())
+    difference = float((found_TV - expected_TV).abs().max()) if found_TV.shape == expected_TV.shape else float("inf")
+    relative = difference / max(largest, 1e-30)
+    finite = isfinite(relative)
+    otherwise: Verdict = "FAIL" if draft.plan.exact or not finite else "note"
+    report.add(
+        "logits",
+        relative <= TOLERANCE,
+        f"differ by at most {difference:.2e}, {relative:.1e} of the largest ({largest:.4g}; exact is {TOLERANCE:.0e} "
+        f"or less), on {len(expected_TV)} tokens",
+        otherwise=otherwise,
+    )
+    agreement = float((expected_TV.argmax(-1) == found_TV.argmax(-1)).float().mean()) if finite else 0.0
+    near = agreement == 1 or (draft.plan.exact and relative <= TOLERANCE)  # a tie may fall either way
+    report.add("top-1", near, f"the likeliest token agrees at {agreement:.2%} of positions", otherwise=otherwise)
+    report.figures["parity"] = {
+        "tokens": len(expected_TV), "largest_logit": largest, "difference": difference if finite else None,
+        "relative": relative if finite else None, "agreement": agreement, "exact": draft.plan.exact,
+    }  # fmt: skip
+
+
+def _report_greedy(
+    report: Report, draft: Draft, ours: list[int], margins: list[float], theirs: list[int], largest: float
+) -> None:
+    """The tokens written; in an exact merge they part only where two tokens are as likely, but for rounding."""
+    place = next((index for index, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other), None)
+    if place is None:
+        report.add("greedy text", True, f"the same {len(ours)} tokens")
+        return
+    tie = margins[place] <= 2 * TOLERANCE * largest
+    text = f"the same for {place} of {len(ours)} tokens; there the likeliest is {margins[place]:.1e} ahead"
+    report.add("greedy text", False, text, otherwise="FAIL" if draft.plan.exact and not tie else "note")
+
+
+def _report_experts(report: Report, draft: Draft, output: Path) -> None:
+    """Every expert, as it is on disk, is another than the base."""
+    every = {(change.layer, change.expert) for change in draft.changes}
+    same = {(change.layer, change.expert) for change in _unchanged_experts(draft.changes, open_checkpoint(output))}
+    if not same:
+        report.add("experts", True, f"all {len(every)} differ from the base on disk")
+        return
+    names = "; ".join(f"layer {layer}, expert {expert}" for layer, expert in sorted(same)[:NAMED])
+    text = f"{len(same)} of {len(every)} equal the base: {names}" + (" ..." if len(same) > NAMED else "")
+    report.add("experts", False, text, otherwise="FAIL" if _whole_layers(draft.changes, same) else "note")
+
+
+def _whole_layers(changes: Iterable[Change], same: set[tuple[int, int]]) -> set[int]:
+    """Return the layers all of whose experts are among `same`."""
+    return {change.layer for change in changes} - {c.layer for c in changes if (c.layer, c.expert) not in same}
+
+
+def _unchanged_experts(changes: Iterable[Change], output: Checkpoint | None) -> Iterator[Change]:
+    """Yield a change of every expert none of whose tensors differs from the base: as planned, or as `output` has it."""
+    by_expert: dict[tuple[int, int], list[Change]] = defaultdict(list)
+    for change in changes:
+        by_expert[change.layer, change.expert].append(change)
+    for group in by_expert.values():
+        if not any(_differs(change, output) for change in group):
+            yield group[0]
+
+
+def _differs(change: Change, output: Checkpoint | None) -> bool:
+    """Whether any value is another than the base's; reads no further than to the first."""
+    found = _planned(change) if output is None else _on_disk(change, output)
+    base = _planned(replace(change, write=replace(change.write, source=change.base)))
+    return any((ours != theirs).any() for ours, theirs in _side_by_side(found, base))
+
+
+def _planned(change: Change) -> Iterator[Floats]:
+    for data in encoded_blocks(change.write):
+        yield decode(data, change.write.dtype)
+
+
+def _on_disk(change: Change, output: Checkpoint) -> Iterator[Floats]:
+    spec = disk_slice(change, output.tensors[change.place])
+    width = spec.shape[-1]
+    for values in read_blocks(spec, row=width):
+        yield values.reshape(-1, width)[:, change.column :].ravel()
+
+
+def _side_by_side(one: Iterator[Floats], other: Iterator[Floats]) -> Iterator[tuple[Floats, Floats]]:
+    """Yield the values of two streams in pieces of equal length."""
+    left = right = np.empty(0, dtype=np.float32)
+    while True:
+        left = left if left.size else next(one, left)
+        right = right if right.size else next(other, right)
+        count = min(left.size, right.size)
+        if not count:
+            return
+        yield left[:count], right[:count]
+        left, right = left[count:], right[count:]

@@ -1,0 +1,65 @@
+"""Run by itself, in a process that never imports upcycle: what plain transformers makes of a checkpoint.
+
+python -P reread.py DIRECTORY
+
+reads `request.json` there, writes `answer.json` and the logits as `logits.npy`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+
+@torch.no_grad()
+def logits(model: Any, ids_T: Tensor) -> Tensor:
+    """Return the logits `(T, V)` of a model in eval mode."""
+    found: Tensor = model(input_ids=ids_T[None], use_cache=False).logits[0]
+    return found.float()
+
+
+def greedy(model: Any, ids_T: Tensor, count: int) -> tuple[list[int], list[float]]:
+    """Return the `count` likeliest tokens, one after the other, and by how much each was ahead of the second."""
+    tokens, margins = [], []
+    for _ in range(count):
+        last_V = logits(model, ids_T)[-1]
+        best = last_V.topk(2)
+        tokens.append(int(best.indices[0]))
+        margins.append(float(best.values[0] - best.values[1]))
+        ids_T = torch.cat([ids_T, best.indices[:1]])
+    return tokens, margins
+
+
+def main(directory: Path) -> None:
+    """Answer the request."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    asked = json.loads((directory / "request.json").read_text())
+    model, info = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float32, output_loading_info=True)
+    model.eval()
+    ids_T = torch.tensor(asked["ids"])
+    np.save(directory / "logits.npy", logits(model, ids_T).numpy())
+    tokens, _ = greedy(model, ids_T[: asked["prompt"]], asked["count"])
+    answer: dict[str, Any] = {
+        "class": type(model).__name__,
+        "version": transformers.__version__,
+        "loading": {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys},
+        "tokens": tokens,
+        "read": None,
+    }
+    if asked["text"] is not None:
+        tokenizer = AutoTokenizer.from_pretrained(asked["model"])
+        answer["read"] = tokenizer(asked["text"], truncation=True, max_length=len(ids_T))["input_ids"]
+    answer["upcycle"] = "upcycle" in sys.modules
+    (directory / "answer.json").write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

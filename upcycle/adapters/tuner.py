@@ -1,0 +1,174 @@
+"""The tuner: where in a model of transformers experts and low-rank updates go, and how they start."""
+
+import hashlib
+from dataclasses import asdict
+from functools import partial
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Generator, Tensor, nn
+
+import upcycle
+from upcycle.adapters.config import ExpertsConfig, spread_over_depth
+from upcycle.adapters.layers import AdapterLayer, ExpertsLayer, LowRankLayer
+from upcycle.families.table import FAMILIES
+from upcycle.moe.adapters import (
+    AdapterRouter,
+    BottleneckExperts,
+    Experts,
+    Ia3Experts,
+    LoraExperts,
+    LowRank,
+    PescExperts,
+    Scoring,
+)
+
+PREFIX = "upcycle_"
+
+EXPERTS: dict[str, Any] = {
+    "lora": lambda count, hidden, width, config: LoraExperts(
+        count, hidden, width, config.rank, scaling=config.scaling, shared_a=config.shared_a
+    ),
+    "bottleneck": lambda count, hidden, _width, config: BottleneckExperts(
+        count, hidden, config.rank, scaling=config.scaling
+    ),
+    "pesc": lambda count, hidden, _width, config: PescExperts(count, hidden, config.rank, scaling=config.scaling),
+    "ia3": lambda count, _hidden, width, _config: Ia3Experts(count, width),
+}
+"""Type of experts -> (experts, hidden size, width of the FFN, config) -> module."""
+
+
+class ExpertsModel(BaseTuner):
+    """A model with adapter experts; made by `peft.get_peft_model`."""
+
+    prefix = PREFIX
+    tuner_layer_cls = AdapterLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - peft's name; the families table has the names
+
+    def _prepare_adapter_config(self, peft_config: ExpertsConfig, model_config: dict[str, Any]) -> ExpertsConfig:
+        family = FAMILIES.get(str(model_config.get("model_type")))
+        if (peft_config.ffn is None or peft_config.attention is None) and family is None:
+            raise ValueError(
+                f"no module names are known for a model of the type {model_config.get('model_type')}, "
+                f"expected one of {', '.join(FAMILIES)}; ExpertsConfig(ffn=..., attention=...) names them"
+            )
+        if family is not None:
+            names = asdict(family.names)
+            attention = list(names.pop("attention"))
+            peft_config.ffn = peft_config.ffn or names
+            peft_config.attention = attention if peft_config.attention is None else peft_config.attention
+        assert peft_config.ffn is not None  # noqa: S101
+        attention = (peft_config.attention or []) if peft_config.attention_rank else []
+        peft_config.target_modules = [peft_config.ffn["block"], *attention]
+        peft_config.num_experts = spread_over_depth(peft_config.counts, int(model_config["num_hidden_layers"]))
+        peft_config.upcycle_version = upcycle.__version__
+        return peft_config
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,  # noqa: ARG002 - peft's signature
+    ) -> None:
+        add = _added_experts if _is_ffn(current_key, peft_config) else _added_update
+        layer = add(peft_config, adapter_name, target, current_key)
+        if layer is None:  # a layer without experts
+            return
+        if adapter_name not in self.active_adapters:
+            for modules in (getattr(layer, name) for name in layer.adapter_layer_names):
+                modules[adapter_name].requires_grad_(False)
+        if layer is not target:
+            setattr(parent, target_name, layer)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: ExpertsConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """As peft's; raises ValueError where the file lacks a tensor of the adapter, which would stay random."""
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        missing = [name for name in _tensor_names(model, adapter_name) if name not in remapped]
+        if missing:
+            raise ValueError(f"the adapter lacks {len(missing)} tensors, such as {missing[0]}; it cannot be loaded")
+        return remapped
+
+
+def _tensor_names(model: nn.Module, adapter_name: str) -> list[str]:
+    """The names of all tensors of an adapter in `model`."""
+    names = []
+    for path, layer in model.named_modules():
+        if isinstance(layer, AdapterLayer):
+            for kind in layer.adapter_layer_names:
+                modules = getattr(layer, kind)
+                if adapter_name in modules:
+                    names += [f"{path}.{kind}.{adapter_name}.{leaf}" for leaf in modules[adapter_name].state_dict()]
+    return names
+
+
+def _is_ffn(key: str, config: ExpertsConfig) -> bool:
+    assert config.ffn is not None  # noqa: S101
+    return f".{key}".endswith(f".{config.ffn['block']}")
+
+
+def _layer_number(key: str) -> int:
+    return int(next(part for part in key.split(".") if part.isdigit()))
+
+
+def _added_experts(config: ExpertsConfig, name: str, target: nn.Module, key: str) -> ExpertsLayer | None:
+    count = config.counts[_layer_number(key)]
+    if not count:
+        return None
+    layer = _wrapped(target, config, key)
+    width, hidden = _shape(layer.ffn.gate)
+    router = AdapterRouter(count, hidden, cast("Scoring", config.router), config.top_k)
+    router.balance_coef, router.z_coef = config.balance_coef, config.z_coef
+    experts: Experts = EXPERTS[config.expert_type](count, hidden, width, config)
+    if config.router_init == "normal":
+        _draw(router, partial(nn.init.normal_, router.weight, std=config.router_std), config, f"{key}.router")
+    _draw(experts, experts.draw, config, f"{key}.experts")
+    device = _device(layer.ffn.gate)
+    layer.add(name, router.to(device), experts.to(device))
+    return layer
+
+
+def _added_update(config: ExpertsConfig, name: str, target: nn.Module, key: str) -> LowRankLayer:
+    layer = target if isinstance(target, LowRankLayer) else LowRankLayer(target)
+    outputs, inputs = _shape(layer.base_layer)
+    update = LowRank(inputs, outputs, config.attention_rank, scaling=config.attention_scaling)
+    _draw(update, update.draw, config, key)
+    layer.add(name, update.to(_device(layer.base_layer)))
+    return layer
+
+
+def _wrapped(block: nn.Module, config: ExpertsConfig, key: str) -> ExpertsLayer:
+    """Return an FFN as a layer for experts; raise ValueError where it has other parts than the config names."""
+    if isinstance(block, ExpertsLayer):
+        return block
+    assert config.ffn is not None  # noqa: S101
+    inside = {part: config.ffn[part].removeprefix(f"{config.ffn['block']}.") for part in ("gate", "up", "down")}
+    try:
+        return ExpertsLayer(block, **inside)
+    except AttributeError as error:
+        raise ValueError(f"{key} is no FFN with {', '.join(inside.values())} and act_fn ({error})") from None
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer, whatever holds its weight."""
+    return int(cast("Any", module).out_features), int(cast("Any", module).in_features)
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where an adapter of a linear layer belongs: beside its weight, and on the CPU where that is not there yet."""
+    device = next(module.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _draw(module: nn.Module, draw: Any, config: ExpertsConfig, key: str) -> None:
+    """Draw a module's start, keyed by seed and name; on the meta device there is nothing to draw."""
+    if all(parameter.device.type != "meta" for parameter in module.parameters()):
+        digest = hashlib.sha256(f"{config.seed}:{key}".encode()).digest()
+        draw(generator=Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))

@@ -1,0 +1,127 @@
+"""The hidden activation of low-rank SwiGLU experts, mixed: the one wide computation that adapter experts have.
+
+`z = h + sum_k w_k (h_k - h)`, where `h = act(g) * u` is the FFN's own hidden activation and `h_k` that of the k-th
+expert a token chose, `act(g + a_g B_g) * (u + a_u B_u)`. Since the down projection is linear, one product with it
+serves all experts. Only the inputs are kept for the backward pass, which computes the rest again: so the experts train
+in less memory than one plain LoRA of their size, which keeps four activations of the width F where this keeps two.
+
+Tokens are taken in pieces that stay in the processor's cache. That a token uses only its experts' B is done by zeros
+in `a`, which is narrow: a product with all experts' B at once is cheaper than sorting tokens by expert.
+
+Shapes: T tokens, K top-k, F intermediate, E experts, R rank; X is E * R, and in what is read R alone if A is shared.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import one_hot
+
+Activation = Callable[[Tensor], Tensor]
+
+PIECE = {"cpu": 256}
+"""Tokens at a time, by the type of the device; elsewhere `PIECE_ELSEWHERE`."""
+PIECE_ELSEWHERE = 8192
+
+
+def mixed_hidden(
+    gate_TF: Tensor,
+    up_TF: Tensor,
+    gate_read_TX: Tensor,
+    up_read_TX: Tensor,
+    weights_TK: Tensor,
+    chosen_TK: Tensor,
+    gate_B_XF: Tensor,
+    up_B_XF: Tensor,
+    down_A_XF: Tensor,
+    act: Activation,
+    experts: int,
+) -> tuple[Tensor, Tensor]:
+    """Return `z` `(T, F)` and what the experts' down projections read of it, weighted, `(T, E R)`."""
+    inputs = (gate_TF, up_TF, gate_read_TX, up_read_TX, weights_TK, chosen_TK, gate_B_XF, up_B_XF, down_A_XF)
+    hidden_TF, read_TX = _Mixed.apply(act, experts, *inputs)
+    return hidden_TF, read_TX
+
+
+_ROWS = 6
+"""Inputs that have a row for every token come first; the others are the experts' matrices."""
+
+
+class _Mixed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, act: Activation, experts: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.act, ctx.experts = act, experts
+        ctx.save_for_backward(*inputs)
+        gate_TF, matrix_XF = inputs[0], inputs[_ROWS]
+        hidden_TF, read_TX = torch.empty_like(gate_TF), gate_TF.new_empty(len(gate_TF), len(matrix_XF))
+        for piece in _pieces(gate_TF):
+            part = _mix(act, experts, *_cut(inputs, piece))
+            hidden_TF[piece], read_TX[piece] = part
+        return hidden_TF, read_TX
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs: tuple[Tensor, ...] = ctx.saved_tensors
+        wanted = [number for number, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
+        found = {number: torch.zeros_like(inputs[number]) for number in wanted}
+        matrices = [value.detach().requires_grad_(index + _ROWS in found) for index, value in enumerate(inputs[_ROWS:])]
+        for piece in _pieces(inputs[0]):
+            rows = [value[piece].detach() for value in inputs[:_ROWS]]
+            for number in wanted:
+                if number < _ROWS:
+                    rows[number].requires_grad_()
+            leaves = [*rows, *matrices]
+            with torch.enable_grad():
+                outputs = _mix(ctx.act, ctx.experts, *leaves)
+            upstream = [gradient[piece] for gradient in gradients]
+            given = torch.autograd.grad(outputs, [leaves[number] for number in wanted], upstream)
+            for number, gradient in zip(wanted, given, strict=True):
+                if number < _ROWS:
+                    found[number][piece] = gradient
+                else:
+                    found[number] += gradient
+        return (None, None, *(found.get(number) for number in range(len(inputs))))
+
+
+def _mix(
+    act: Activation,
+    experts: int,
+    gate_TF: Tensor,
+    up_TF: Tensor,
+    gate_read_TX: Tensor,
+    up_read_TX: Tensor,
+    weights_TK: Tensor,
+    chosen_TK: Tensor,
+    gate_B_XF: Tensor,
+    up_B_XF: Tensor,
+    down_A_XF: Tensor,
+) -> tuple[Tensor, Tensor]:
+    rank = len(gate_B_XF) // experts
+    base_TF = act(gate_TF) * up_TF
+    hidden_TF, read_TX = base_TF, gate_TF.new_zeros(len(gate_TF), len(gate_B_XF))
+    for k in range(weights_TK.shape[1]):
+        mask_TE1 = one_hot(chosen_TK[:, k], experts).to(gate_TF.dtype)[:, :, None]
+        gated_TF = torch.addmm(gate_TF, _masked(gate_read_TX, mask_TE1, rank), gate_B_XF)
+        expert_TF = act(gated_TF) * torch.addmm(up_TF, _masked(up_read_TX, mask_TE1, rank), up_B_XF)
+        weight_T1 = weights_TK[:, k : k + 1]
+        hidden_TF = hidden_TF + weight_T1 * (expert_TF - base_TF)
+        read_TX = read_TX + weight_T1 * _masked(expert_TF @ down_A_XF.T, mask_TE1, rank)
+    return hidden_TF, read_TX
+
+
+def _masked(read_TX: Tensor, mask_TE1: Tensor, rank: int) -> Tensor:
+    """What is read `(T, E R)`, zero but for the expert that the mask names; one A for all is read by every expert."""
+    masked_TER: Tensor = read_TX.unflatten(1, (-1, rank)) * mask_TE1
+    return masked_TER.flatten(1)
+
+
+def _pieces(gate_TF: Tensor) -> list[slice]:
+    size = PIECE.get(gate_TF.device.type, PIECE_ELSEWHERE)
+    return [slice(start, start + size) for start in range(0, len(gate_TF), size)]
+
+
+def _cut(inputs: Sequence[Tensor], piece: slice) -> list[Tensor]:
+    return [value[piece] for value in inputs[:_ROWS]] + list(inputs[_ROWS:])

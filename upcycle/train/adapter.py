@@ -1,0 +1,44 @@
+"""An adapter that is trained on a frozen model: upcycle's experts, or a plain LoRA of peft."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from upcycle.adapters.config import PEFT_TYPE
+from upcycle.adapters.load import attached, expert_layers
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG, open_adapter
+from upcycle.errors import InputError
+from upcycle.moe.adapters import AdapterRouter
+from upcycle.train.lora import adapted, restore
+
+LORA = "LORA"
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Return peft's wrapper of `model` with the adapter in a directory, in float32, and everything else frozen.
+
+    The losses by which the routers of adapter experts would train in any loop are switched off.
+    Raises InputError for adapters of other kinds, and for those that do not fit the model.
+    """
+    kind = open_adapter(adapter).config.get("peft_type")
+    if kind not in (PEFT_TYPE, LORA):
+        raise InputError(
+            "is an adapter of a kind that cannot be trained here", where=adapter, found=kind,
+            expected=f"{PEFT_TYPE} or {LORA}",
+        )  # fmt: skip
+    if kind == LORA:
+        wrapped = adapted(model, adapter, trainable=True)
+        restore(wrapped, adapter)  # again: peft rounds to the model's data type before it widens to float32
+        return wrapped
+    wrapped = attached(model, adapter, trainable=True)
+    for _, layer in expert_layers(wrapped):
+        for router in layer.upcycle_router.children():
+            assert isinstance(router, AdapterRouter)  # noqa: S101
+            router.balance_coef = router.z_coef = 0.0
+    return wrapped
+
+
+def save_adapter(model: Any, directory: Path, source: Path) -> None:
+    """Write the adapter of a wrapped model; what its config says, as of the base, is what it says in `source`."""
+    model.save_pretrained(directory, save_embedding_layers=False)  # else peft asks the Hub about the base
+    shutil.copyfile(source / ADAPTER_CONFIG, directory / ADAPTER_CONFIG)
