@@ -59,9 +59,10 @@ docs: install
 	$(BIN)/upcycle run --schema > recipes/recipe.schema.json
 	$(BIN)/python -m tests.readme_layout
 
-bench: install
+bench: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
 	$(BIN)/python -m benchmarks.convert
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.adapters
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info

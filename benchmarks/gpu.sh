@@ -40,4 +40,13 @@ measure "grouped_mm, Trainer with float32 weights and autocast" --only moe --tra
 measure "eager, Trainer with bf16 weights alone" --only moe --experts-implementation eager --trainer-dtype bf16 --pairs "$PAIRS"
 measure "grouped_mm, compiled" --only moe --compile --trainer-dtype bf16 --pairs "$PAIRS"
 measure "the dense model" --only dense --pairs "$PAIRS"
+
+echo "== adapter experts" >&2
+rm -f "$section"
+if "$PYTHON" -m benchmarks.adapters --only training --device cuda --pairs "$PAIRS" --markdown "$section" >&2; then
+    cat "$section"
+else
+    echo "Failed: \`benchmarks.adapters\`."
+    failed=1
+fi
 exit $failed

@@ -20,15 +20,11 @@ from upcycle.errors import UnsupportedError
 from upcycle.families.compact import COMPACT, DEFAULT_TARGET, Compact, Fused
 from upcycle.families.family import TensorRow
 from upcycle.families.match import Match
+from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import Plan, Write
 from upcycle.plan.sources import Columns, Copy, LowRank, Part, RowScaled, Scaled, Source, Stacked, Zeros, reads
 from upcycle.recipe.merge import Merge
-
-DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-"""Option -> safetensors dtype."""
-DTYPE_WORDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors dtype -> the word in config.json."""
 
 GROUPED_BYTES = 16
 """What the bytes of an expert's row must be a multiple of: torch's grouped_mm, by which stock transformers runs
@@ -127,7 +123,7 @@ class _Target:
         self.experts = saved.experts[0]
         self.top_k = self.experts if saved.router == "dense" else saved.top_k
         self.width = matched.sizes["F"] + (saved.rank if saved.kind == "bottleneck" else 0)
-        self.main = self.asked or self._main_dtype()
+        self.main = self.asked or main_dtype(base.tensors.values())
         if not self.asked and any(spec.dtype == "F64" for spec in base.tensors.values()):
             raise UnsupportedError(
                 "no mixture of experts runs in float64", where=base.directory, hint="--dtype f32 rounds the weights"
@@ -137,13 +133,6 @@ class _Target:
         rows = len(matched.family.tensors)
         if rows * self.layers * self.experts > MAX_TENSORS:
             raise UnsupportedError("too many tensors", found=f"{self.experts:,} experts in {self.layers} layers")
-
-    def _main_dtype(self) -> str:
-        """Of most of the base's bytes."""
-        totals: dict[str, int] = {}
-        for spec in self.base.tensors.values():
-            totals[spec.dtype] = totals.get(spec.dtype, 0) + spec.nbytes
-        return max(totals, key=lambda dtype: totals[dtype])
 
     def check_width(self, width: int) -> None:
         """Refuse experts of a width at which stock transformers stops."""

@@ -15,14 +15,14 @@ from upcycle.errors import InputError
 def attached(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
     """Return peft's wrapper of the base `model` with the adapter, of experts or another, in the directory `adapter`.
 
-    Its parameters get the data type they have on disk. Raises InputError where the adapter does not fit the model, or
+    Its parameters are float32, whatever the model's are. Raises InputError where the adapter does not fit the model, or
     lacks a tensor: peft itself would leave a router that is missing as it was drawn.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it is giving up
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, autocast_adapter_dtype=False)
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise InputError(f"this adapter cannot be loaded ({reason})", where=adapter) from error

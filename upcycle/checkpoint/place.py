@@ -51,7 +51,7 @@ def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
 
 
 def _not_made_here(out: Path) -> str | None:
-    """Return what in `out` is not of a conversion, or None: the receipt names the files that it made."""
+    """Return what in `out` is not of an output, or None: the receipt names the files that it made."""
     if not (out / RECEIPT_FILE).is_file():
         return f"no {RECEIPT_FILE}"
     files = read_object(out / RECEIPT_FILE).get("files")
@@ -87,7 +87,7 @@ def exchange(staged: Path, out: Path) -> None:
         except OSError:
             raise StagingError(
                 f"{out}: could be neither replaced nor put back ({error.strerror}); "
-                f"it is kept in {staged / REPLACED}, and the next conversion to {out} puts it back"
+                f"it is kept in {staged / REPLACED}, and the next output to {out} puts it back"
             ) from error
         raise
 

@@ -126,7 +126,7 @@ def open_staging(
 
     With `resume`, or where there are several parts, finished shards of the same fingerprint are kept; with `overwrite`,
     an unfinished one is discarded. A refusal inside removes it, since going on would meet it again, but for several
-    parts. Raises InputError when an unfinished conversion is in the way, StagingError when another process writes
+    parts. Raises InputError when an unfinished output is in the way, StagingError when another process writes
     the same part.
     """
     staging = Staging(out, staging_path(out), part, overwrite)
@@ -166,7 +166,7 @@ def _begin(staging: Staging, fingerprint: Mapping[str, Any], *, resume: bool, ov
     begun = journal.read_fingerprint(path)
     if begun is not None and not resume:
         raise InputError(
-            "an unfinished conversion is there",
+            "an unfinished output is there",
             where=path,
             hint="--resume continues it, --overwrite starts again",
         )
@@ -175,7 +175,7 @@ def _begin(staging: Staging, fingerprint: Mapping[str, Any], *, resume: bool, ov
         sync_directory(path)
     elif begun != fingerprint:
         raise InputError(
-            "the unfinished conversion there has another plan or another source",
+            "the unfinished output there has another plan or another source",
             where=path,
             found=_difference(begun, fingerprint) or None,
             expected=_difference(fingerprint, begun) or None,
@@ -275,10 +275,10 @@ def _refuse_foreign(staging: Staging) -> None:
         )
     links = sorted(entry.name for entry in path.iterdir() if entry.is_symlink()) if path.exists() else []
     if links:
-        raise InputError("holds symbolic links, which no conversion makes", where=path, found=ascii(links[0])[1:-1])
+        raise InputError("holds symbolic links, which upcycle never makes", where=path, found=ascii(links[0])[1:-1])
     if _holds_work(staging.path) and not (staging.path / STATE_FILE).exists() and not _is_replaced_output(staging.out):
         raise InputError(
-            "is in the way and is no unfinished conversion",
+            "is in the way and is no unfinished output",
             where=staging.path,
             hint="move it away or choose another OUT",
         )

@@ -18,15 +18,11 @@ from upcycle.convert.routers import check_router_can_learn, initial_router
 from upcycle.errors import InputError, UnsupportedError
 from upcycle.families.family import TensorRow
 from upcycle.families.match import Match, match
+from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import Plan, Write
 from upcycle.plan.sources import Copy, Source, reads
 from upcycle.recipe import Conversion
-
-DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-"""Option -> safetensors dtype."""
-DTYPE_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors dtype -> the word in config.json."""
 
 MAX_TENSORS = 1_000_000
 """Ten times what the largest published mixtures of experts have; above it planning itself takes gigabytes."""
@@ -107,14 +103,7 @@ def _router_dtype(matched: Match, checkpoint: Checkpoint, request: Conversion) -
     """The dtype asked for, else that of most of the bytes that are carried over."""
     used = [name for _, name in matched.family.source_rows(matched.sizes["L"])]
     tensors = [checkpoint.tensors[name] for name in used if name in checkpoint.tensors]
-    return DTYPES.get(request.dtype) or _main_dtype(tensors)
-
-
-def _main_dtype(tensors: list[TensorSpec] | list[Write]) -> str:
-    totals: dict[str, int] = {}
-    for tensor in tensors:
-        totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.nbytes
-    return max(totals, key=lambda dtype: totals[dtype])
+    return DTYPES.get(request.dtype) or main_dtype(tensors)
 
 
 def _config(matched: Match, request: Conversion, writes: list[Write]) -> dict[str, Any]:
@@ -130,7 +119,7 @@ def _config(matched: Match, request: Conversion, writes: list[Write]) -> dict[st
 def _config_dtype(config: Mapping[str, Any], request: Conversion, writes: list[Write]) -> Any:
     """The word by which readers choose what to run in: the dense model's own, unless another dtype is asked for."""
     named = config.get("dtype") or config.get("torch_dtype")
-    return named if request.dtype == "keep" and named else DTYPE_WORDS[_main_dtype(writes)]
+    return named if request.dtype == "keep" and named else DTYPE_WORDS[main_dtype(writes)]
 
 
 def _side_files(checkpoint: Checkpoint, request: Conversion) -> dict[str, Path]:

@@ -30,7 +30,7 @@ class Match:
     """A dense checkpoint seen as a member of its family."""
 
     family: Family
-    config: Mapping[str, Any]  # the MoE's config, but for what the conversion chooses
+    config: Mapping[str, Any]  # the MoE's config, but for what a request chooses
     sizes: Mapping[str, int]  # the letters of `family.TensorRow.shape`, and L layers
 
     def shape(self, letters: Sequence[str]) -> tuple[int, ...]:

@@ -111,12 +111,12 @@ def _watch(plan: Plan, directory: Path) -> Callable[[], None]:
 
     def check() -> None:
         if look() != first:
-            raise CheckpointError("the model changed while it was converted", where=directory, hint="convert it again")
+            raise CheckpointError("the model changed while the output was written", where=directory, hint="start again")
 
     first = look()
     headers = {path.name: read_header(path).sha256 for path in source_files(plan.shards)}
     if any(plan.sources[name]["header_sha256"] != digest for name, digest in headers.items()):
-        raise CheckpointError("the model changed while it was planned", where=directory, hint="convert it again")
+        raise CheckpointError("the model changed while it was planned", where=directory, hint="start again")
     return check
 
 

@@ -1,4 +1,4 @@
-"""A plan: every tensor that a conversion writes, where each one comes from and where each one goes."""
+"""A plan: every tensor that is written, where each one comes from and where each one goes."""
 
 import hashlib
 import json
@@ -77,7 +77,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a conversion will do."""
+    """All that will be done."""
 
     shards: tuple[Shard, ...]
     config: Mapping[str, Any]  # of the output model

@@ -9,7 +9,7 @@ from upcycle.adapters.load import attached, expert_layers
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, open_adapter
 from upcycle.errors import InputError
 from upcycle.moe.adapters import AdapterRouter
-from upcycle.train.lora import adapted, restore
+from upcycle.train.lora import restore
 
 LORA = "LORA"
 
@@ -26,11 +26,9 @@ def with_adapter(model: Any, adapter: Path) -> Any:
             "is an adapter of a kind that cannot be trained here", where=adapter, found=kind,
             expected=f"{PEFT_TYPE} or {LORA}",
         )  # fmt: skip
-    if kind == LORA:
-        wrapped = adapted(model, adapter, trainable=True)
-        restore(wrapped, adapter)  # again: peft rounds to the model's data type before it widens to float32
-        return wrapped
     wrapped = attached(model, adapter, trainable=True)
+    if kind == LORA:
+        restore(wrapped, adapter)  # again: peft rounds to the model's data type before it widens to float32
     for _, layer in expert_layers(wrapped):
         for router in layer.upcycle_router.children():
             assert isinstance(router, AdapterRouter)  # noqa: S101

@@ -62,17 +62,6 @@ def is_adapted(model: Any) -> bool:
     return isinstance(model, PeftModel)
 
 
-def adapted(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
-    """Return peft's wrapper of a model with an adapter from disk; raise InputError where peft cannot."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise InputError(f"this adapter cannot be loaded ({reason})", where=adapter) from error
-
-
 def restore(model: Any, checkpoint: Path) -> None:
     """Give an adapted model the adapter in a checkpoint; raise InputError unless it fits exactly."""
     directory = checkpoint / DIRECTORY if (checkpoint / DIRECTORY).is_dir() else checkpoint

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from upcycle.adapters.load import attached
 from upcycle.checkpoint.reader import (
     CHAT_TEMPLATE_FILES,
     CONFIG_FILE,
@@ -23,7 +24,7 @@ from upcycle.errors import InputError
 from upcycle.moe.routing import Router, find_routers
 from upcycle.recipe.train import Train, TrainDtype, Trained
 from upcycle.train.adapter import save_adapter, with_adapter
-from upcycle.train.lora import DIRECTORY, adapted, is_adapted, plain_name, restore, wrapped
+from upcycle.train.lora import DIRECTORY, is_adapted, plain_name, restore, wrapped
 from upcycle.train.precision import keep_routers_fp32, state_for_saving
 
 GROUPS = ("router", "experts", "rest")
@@ -105,7 +106,7 @@ class Trainee:
         if not self.four_bits:
             return self.model.merge_and_unload()
         whole = AutoModelForCausalLM.from_pretrained(self.source, dtype=self.dtype, trust_remote_code=False)
-        return adapted(whole, adapter).merge_and_unload()
+        return attached(whole, adapter).merge_and_unload()
 
 
 def load(
