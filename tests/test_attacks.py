@@ -68,7 +68,7 @@ def test_a_model_that_changes_while_it_is_copied_is_refused(tiny: Path, copy_of:
         os.utime(model / "model.safetensors", ns=(1, 1))
         return lambda _: None
 
-    with pytest.raises(CheckpointError, match="the model changed while it was converted; convert it again"):
+    with pytest.raises(CheckpointError, match="the model changed while the output was written; start again"):
         convert(Convert(model=str(model), out=str(out)), replace_weights)
     assert not out.exists()
     assert not staging_path(out).exists()
@@ -87,7 +87,7 @@ def test_a_finished_output_called_partial_is_not_cleared_away(tiny: Path, tmp_pa
     kept = run_convert(tiny, tmp_path / "x").rename(tmp_path / "x.partial")
     before = contents(kept)
     for options in ({}, {"overwrite": True}, {"resume": True}):
-        with pytest.raises(InputError, match="is in the way and is no unfinished conversion"):
+        with pytest.raises(InputError, match="is in the way and is no unfinished output"):
             run_convert(tiny, tmp_path / "x", **options)
     assert contents(kept) == before
 

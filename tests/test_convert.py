@@ -619,7 +619,7 @@ def test_a_foreign_directory_where_the_work_is_staged(tiny: Path, out: Path) -> 
         with pytest.raises(InputError) as caught:
             run_convert(tiny, out, **fields)
         assert str(caught.value) == (
-            f"{foreign}: is in the way and is no unfinished conversion; move it away or choose another OUT"
+            f"{foreign}: is in the way and is no unfinished output; move it away or choose another OUT"
         )
     assert contents(out.parent) == {"moe.partial/thesis.tex": b"precious"}
 

@@ -161,7 +161,7 @@ def test_killed_at_any_step(tiny: Path, out: Path, finished: dict[str, bytes]) -
                 with pytest.raises(InputError) as caught:
                     run_convert(tiny, out, **REQUEST)
                 assert str(caught.value) == (
-                    f"{staging_path(out)}: an unfinished conversion is there; "
+                    f"{staging_path(out)}: an unfinished output is there; "
                     "--resume continues it, --overwrite starts again"
                 )
             run_convert(tiny, out, resume=True, **REQUEST)
@@ -358,7 +358,7 @@ def test_resume_takes_the_same_work_only(
     with pytest.raises(InputError) as caught:
         run_convert(own, out, resume=True, **fields)
     error = caught.value
-    assert error.what == "the unfinished conversion there has another plan or another source"
+    assert error.what == "the unfinished output there has another plan or another source"
     assert (error.where, error.hint) == (str(staging_path(out)), "--overwrite without --resume starts again")
     assert (error.found, error.expected) != (None, None)
     assert error.found != error.expected

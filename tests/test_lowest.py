@@ -9,7 +9,10 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-AT_THE_BOUND = ("accelerate", "click", "huggingface-hub", "safetensors", "transformers")
+AT_THE_BOUND = (
+    "accelerate", "click", "datasets", "huggingface-hub", "matplotlib", "peft", "pyarrow", "safetensors",
+    "transformers",
+)  # fmt: skip
 
 
 def pins(file: str) -> dict[str, Version]:

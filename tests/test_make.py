@@ -152,7 +152,7 @@ def test_an_adapter_that_changes_meanwhile(plan: Plan, making: Making) -> None:
         file.write_bytes(file.read_bytes())
         return lambda _: None
 
-    with pytest.raises(CheckpointError, match="changed while it was converted"):
+    with pytest.raises(CheckpointError, match="changed while the output was written"):
         make(plan, making, lambda *_: b"", change)
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import edit_json
 from tests.drawn_adapters import draw_adapter, formula_model, scale_tensors
 from tests.merging import logits_error, run_merge
 from tests.test_compact import float32_copy
 from upcycle.adapt import proof, reread
-from upcycle.adapt.merge import merge, rehearse
+from upcycle.adapt.depth import memory_needed
+from upcycle.adapt.merge import _drafted, merge, rehearse
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import CheckpointError, InputError, RecipeError, UnsupportedError, UpcycleError
 from upcycle.plan.report import Report
@@ -74,7 +76,7 @@ def test_the_receipt_names_both(base: Path, tmp_path: Path) -> None:
     run_merge(adapter, base, tmp_path / "out")
     receipt = json.loads((tmp_path / "out/upcycle.json").read_text())
     assert set(receipt["source"]["files"]) == {"model.safetensors", "adapter_model.safetensors"}
-    assert receipt["recipe"]["adapter"] == "adapter"
+    assert (receipt["recipe"]["command"], receipt["recipe"]["adapter"]) == ("merge", "adapter")
     assert receipt["exact"] is True
 
 
@@ -152,15 +154,13 @@ def test_an_expert_that_no_token_chose_is_told(base: Path, tmp_path: Path) -> No
         merged = run_merge(adapter, base, tmp_path / to, to=to)
         draft = _draft(adapter, base, to)
         report = Report()
-        proof._report_experts(report, draft, tmp_path / to)
+        proof._report_experts(report, draft, open_checkpoint(tmp_path / to))
         assert report.lines[0].verdict == "note"
         assert "1 of 8 equal the base: layer 1, expert 2" in report.lines[0].text
         assert merged.plan.exact
 
 
 def _draft(adapter: Path, base: Path, to: str) -> Any:
-    from upcycle.adapt.merge import _drafted
-
     return _drafted(adapter, base, Merge(adapter=str(adapter), out="out", to=to))[0]  # type: ignore[arg-type]
 
 
@@ -222,6 +222,8 @@ def test_proven_in_a_clean_process(base: Path, tmp_path: Path) -> None:
     assert verdicts["logits"][0] == "ok"
     assert verdicts["greedy text"] == ("ok", "the same 24 tokens")
     assert verdicts["experts"] == ("ok", "all 8 differ from the base on disk")
+    assert verdicts["tensors"][0] == "ok"
+    assert "models" not in verdicts  # all layers ran
     assert "in a process without upcycle" in verdicts["loading"][1]
     assert merged.report.figures["parity"]["relative"] <= 1e-5
     assert json.loads(json.dumps(merged.as_json()))["proof"]["passed"] is True
@@ -230,7 +232,9 @@ def test_proven_in_a_clean_process(base: Path, tmp_path: Path) -> None:
 def test_what_computes_something_else_gets_no_name(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = draw_adapter(base, tmp_path / "adapter", "lora")
 
-    def clean_run(_output: Path, ids_T: torch.Tensor, _text: object) -> tuple[torch.Tensor, dict[str, Any]]:
+    def clean_run(
+        _output: Path, ids_T: torch.Tensor, _text: object, _layers: int
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         model = formula_model(base, adapter)
         logits = reread.logits(model, ids_T)
         tokens, _ = reread.greedy(model, ids_T[: proof.PROMPT], proof.NEW_TOKENS)
@@ -244,13 +248,128 @@ def test_what_computes_something_else_gets_no_name(base: Path, tmp_path: Path, m
     assert not (tmp_path / "out").exists()
 
 
+def prove_again(adapter: Path, base: Path, out: Path, **fields: Any) -> dict[str, tuple[str, str]]:
+    """Prove what has been merged; return verdict and text of every line."""
+    request = Merge(adapter=str(adapter), out=str(out), **fields)
+    drafted, checkpoint, _ = _drafted(adapter, base, request)
+    report = proof.prove(drafted, checkpoint, adapter, out, request)
+    return {line.name: (line.verdict, line.text) for line in report.lines}
+
+
+def flip_byte(out: Path, tensor: str) -> None:
+    spec = open_checkpoint(out).tensors[tensor]
+    with spec.path.open("r+b") as file:
+        file.seek(spec.offset)
+        (byte,) = file.read(1)
+        file.seek(spec.offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_the_first_layers_alone(base: Path, tmp_path: Path) -> None:
+    adapter = draw_adapter(base, tmp_path / "adapter", "lora", attention_rank=3)
+    run_merge(adapter, base, tmp_path / "out")
+    lines = prove_again(adapter, base, tmp_path / "out", proof_layers=1)
+    assert lines["models"] == (
+        "note", "the first 1 of 2 layers ran, which --proof-layers asks for; the tensors of all are compared above"
+    )  # fmt: skip
+    assert {lines[name][0] for name in ("tensors", "loading", "logits", "greedy text")} == {"ok"}
+
+
+def test_as_many_layers_as_fit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = draw_adapter(base, tmp_path / "adapter", "bottleneck")
+    run_merge(adapter, base, tmp_path / "out")
+    sizes = [(spec.name, spec.elements) for spec in open_checkpoint(tmp_path / "out").tensors.values()]
+    one = memory_needed(sizes, 1, beside=4 * 4 * 64 * 96)  # logits, bytes, tokens, vocabulary
+    given: list[int] = []
+
+    def models(_report: Report, _draft: object, _places: object, layers: int, *_: object) -> None:
+        given.append(layers)
+
+    monkeypatch.setattr(proof, "_report_models", models)
+    monkeypatch.setattr(proof, "available_memory", lambda: one)
+    lines = prove_again(adapter, base, tmp_path / "out")
+    assert lines["models"][1].startswith("the first 1 of 2 layers ran, which is what fits in 0.5 GB; ")
+    assert lines["models"][1].endswith("--proof-layers sets their number")
+    assert given == [1]
+    monkeypatch.setattr(proof, "available_memory", lambda: one - 1)
+    lines = prove_again(adapter, base, tmp_path / "out")
+    assert lines["models"][1].startswith("not run: one layer takes 0.5 GB, and 0.5 GB are free")
+    assert lines["tensors"][0] == "ok"
+    assert given == [1]
+
+
+@pytest.mark.parametrize("tensor", ["experts.3.w2.weight", "gate.weight"])
+def test_a_wrong_tensor_in_a_layer_that_did_not_run(tensor: str, base: Path, tmp_path: Path) -> None:
+    adapter = draw_adapter(base, tmp_path / "adapter", "lora")
+    run_merge(adapter, base, tmp_path / "out")
+    name = f"model.layers.1.block_sparse_moe.{tensor}"
+    flip_byte(tmp_path / "out", name)
+    lines = prove_again(adapter, base, tmp_path / "out", proof_layers=1)
+    assert lines["tensors"][0] == "FAIL"
+    assert lines["tensors"][1].startswith(f"1 differ: {name}: ")
+    assert lines["models"] == ("note", "not run: what is wrong above comes first")
+
+
+def test_another_merge_is_no_proof(base: Path, tmp_path: Path) -> None:
+    adapter = draw_adapter(base, tmp_path / "adapter", "bottleneck")
+    run_merge(adapter, base, tmp_path / "out", to="compact")
+    lines = prove_again(adapter, base, tmp_path / "out")
+    assert {lines["missing tensors"][0], lines["unexpected tensors"][0]} == {"FAIL"}
+
+
+def test_nan_in_any_expert_is_found(base: Path, tmp_path: Path) -> None:
+    """Also where the experts are parts of one tensor of the adapter, copied as they are."""
+    adapter = draw_adapter(base, tmp_path / "adapter", "bottleneck")
+    mask = torch.ones(4, 1, 1)
+    mask[2] = torch.nan
+    scale_tensors(adapter, "layers.1.mlp.upcycle_experts.up_proj", mask)
+    run_merge(adapter, base, tmp_path / "out", to="compact", target="qwen2_moe")
+    lines = prove_again(adapter, base, tmp_path / "out", to="compact", target="qwen2_moe")
+    assert lines["finite"] == ("FAIL", "NaN or Inf in model.layers.1.mlp.experts.2.up_proj.weight")
+
+
+def test_only_later_layers_are_excused() -> None:
+    told: dict[str, Any] = {"class": "X", "version": "5", "upcycle": False}
+    later = {"unexpected_keys": ["model.layers.1.mlp.experts.down_proj", "model.layers.12.mlp.gate.weight"]}
+    for loading, verdict in (
+        (later, "ok"),
+        ({"unexpected_keys": [*later["unexpected_keys"], "model.layers.0.mlp.bias"]}, "FAIL"),
+        ({"unexpected_keys": ["lm_head.bias"]}, "FAIL"),
+        ({**later, "missing_keys": ["model.layers.0.mlp.gate.weight"]}, "FAIL"),
+    ):
+        report = Report()
+        proof._report_loading(report, {**told, "loading": loading}, 1)
+        assert report.lines[0].verdict == verdict
+        assert "layers.1" not in report.lines[0].text
+
+
+@pytest.mark.slow
+def test_the_first_layer_of_every_variant(variant: Path, tmp_path: Path) -> None:
+    """Cut to it, both sides load and compute the same."""
+    base = float32_copy(variant, tmp_path / "base")
+    if variant.name.startswith("llama"):
+        edit_json(base / "config.json", layer_types=["full_attention"] * 2)
+    adapter = draw_adapter(base, tmp_path / "adapter", "bottleneck", attention_rank=3)
+    windowed = (open_checkpoint(base).config.get("sliding_window") or 64) < 64
+    ids_T = torch.arange(40) % 96
+    expected_TV, _, _ = proof._adapter_run(base, adapter, ids_T, 1)
+    compact = [] if windowed else [("compact", "granitemoeshared"), ("compact", "qwen2_moe")]
+    for to, target in (("full", None), *compact):
+        out = tmp_path / f"out-{target}"
+        run_merge(adapter, base, out, to=to, target=target)
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **reread.cut(out, 1))
+        assert len(model.model.layers) == 1
+        found_TV = reread.logits(model.eval(), ids_T)
+        assert (found_TV - expected_TV).abs().max() <= 1e-5 * expected_TV.abs().max(), target
+
+
 @pytest.mark.slow
 def test_another_process_refuses_what_it_cannot_load(base: Path, tmp_path: Path) -> None:
     adapter = draw_adapter(base, tmp_path / "adapter", "lora")
     run_merge(adapter, base, tmp_path / "out")
     edit_json(tmp_path / "out/config.json", num_attention_heads=5)
     with pytest.raises(UpcycleError, match="plain transformers cannot run it"):
-        proof._clean_run(tmp_path / "out", torch.arange(8), None)
+        proof._clean_run(tmp_path / "out", torch.arange(8), None, 2)
 
 
 @pytest.mark.slow

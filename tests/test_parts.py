@@ -176,7 +176,7 @@ def test_shards_of_a_model_that_changed_are_not_kept(
         real(*args)
 
     monkeypatch.setattr("upcycle.plan.execute.copy_range", exchanged)
-    with pytest.raises(InputError, match="the model changed while it was converted"):
+    with pytest.raises(InputError, match="the model changed while the output was written"):
         write_part(model, out, "1/2", workers=1)
     monkeypatch.undo()
     aside.replace(weights)

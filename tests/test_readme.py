@@ -45,9 +45,15 @@ def test_make_targets_exist() -> None:
 
 
 def test_the_python_runs(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"
+    converting, adapter = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert _python(converting, tmp_path) == "True\n"
+    _python("from upcycle import Attach, run; run(Attach(model='demo:tiny', out='adapter-trained'))", tmp_path)
+    assert "upcycle_router" in _python(f"{adapter}\nprint(model)", tmp_path)
+
+
+def _python(code: str, directory: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 def test_the_recipes_are_sound(tmp_path: Path) -> None:

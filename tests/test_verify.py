@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.drawn_adapters import draw_adapter
+from tests.merging import run_merge
 from tests.models import save_dense
 from upcycle.checkpoint.header import read_header
 from upcycle.checkpoint.reader import open_checkpoint
@@ -183,6 +185,12 @@ def test_a_damaged_recipe_is_refused(tiny: Path, converted: Converted, change: d
     path.write_text(json.dumps({**receipt, "recipe": {**receipt["recipe"], **change}}))
     with pytest.raises(CheckpointError, match="damaged recipe in the receipt"):
         check(tiny, path.parent)
+
+
+def test_what_a_merge_made_proves_itself(tiny: Path, tmp_path: Path) -> None:
+    run_merge(draw_adapter(tiny, tmp_path / "adapter", "lora"), tiny, tmp_path / "out")
+    with pytest.raises(InputError, match=r"was made by `upcycle merge`, .*`upcycle merge` with --overwrite proves it"):
+        check(tiny, tmp_path / "out")
 
 
 def test_missing_and_unexpected_tensors_are_named(tiny: Path, converted: Converted) -> None:

@@ -3,6 +3,8 @@
 The models run one after the other, in float32.
 """
 
+import ctypes
+import gc
 import json
 import os
 import re
@@ -15,6 +17,9 @@ from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 from upcycle.checkpoint.header import build_header
 
 FLOAT_BYTES = 4
+
+MARGIN = 1.1
+"""Of the weights, for what an allocator cannot use again."""
 
 PROCESS_BYTES = 500 * 10**6
 """Of a process that has imported torch, transformers and peft, without a model."""
@@ -78,7 +83,7 @@ def memory_needed(sizes: Iterable[tuple[str, int]], layers: int, beside: int = 0
         elif layer < layers:
             each[layer] += count
     # the experts of a layer are there twice while they are stacked
-    return PROCESS_BYTES + beside + FLOAT_BYTES * (rest + sum(each) + max(each, default=0))
+    return PROCESS_BYTES + beside + round(MARGIN * FLOAT_BYTES * (rest + sum(each) + max(each, default=0)))
 
 
 def layers_that_fit(models: Iterable[Mapping[str, int]], layers: int, beside: int, available: int) -> int:
@@ -95,6 +100,14 @@ def layers_that_fit(models: Iterable[Mapping[str, int]], layers: int, beside: in
         else:
             high = middle - 1
     return low
+
+
+def give_back() -> None:
+    """Return the memory of models that are no longer referred to: to the system, not only to this process."""
+    gc.collect()  # peft's wrappers refer to one another
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None  # glibc's
+    if trim:
+        trim(0)
 
 
 def cut_adapter(adapter: Adapter, layers: int, directory: Path) -> None:

@@ -64,7 +64,7 @@ def merge(adapter: Path, base: Path, request: Merge, start: Callable[[int], Adva
 
     def receipt(hashes: Mapping[str, str], files: Mapping[str, bytes]) -> bytes:
         origin = Origin.of(base, checkpoint.headers)
-        recipe = {**recorded(request), "adapter": as_text(adapter.resolve().name)}
+        recipe = {"command": "merge", **recorded(request), "adapter": as_text(adapter.resolve().name)}
         return receipt_bytes(drafted.plan, recipe=recipe, source=origin.as_json(), hashes=hashes, side_files=files)
 
     making = _making(adapter, base, request)

@@ -1,6 +1,7 @@
 """Is what was merged what was trained? Plain transformers reads it in a process of its own; the adapter is run here.
 
-Both run in float32. Shapes: T tokens, V vocabulary.
+Both run in float32, as many of their first layers as fit into memory; the tensors of all layers are compared with what
+they are made from. Shapes: T tokens, V vocabulary.
 """
 
 import json
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -19,13 +21,28 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from upcycle.adapt import reread
-from upcycle.adapt.build import DTYPE_WORDS, Change, Draft, disk_slice
+from upcycle.adapt.build import Change, Draft, disk_slice
+from upcycle.adapt.depth import (
+    FLOAT_BYTES,
+    available_memory,
+    cut_adapter,
+    give_back,
+    layer_of,
+    layers_that_fit,
+    memory_needed,
+)
 from upcycle.adapters.load import attached
+from upcycle.checkpoint.adapter import Adapter, open_adapter
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import UnsupportedError, UpcycleError
+from upcycle.plan.compare import compare_tensors, report_tensors
 from upcycle.plan.compute import encoded_blocks
+from upcycle.plan.dtypes import DTYPE_WORDS
+from upcycle.plan.make import worker_count
+from upcycle.plan.receipt import read_receipt
 from upcycle.plan.report import Line, Report, Verdict
 from upcycle.plan.values import Floats, decode, read_blocks
 from upcycle.recipe.merge import Merge
@@ -39,6 +56,13 @@ PROMPT, NEW_TOKENS = 16, 24
 
 RANDOM_TOKENS = 64
 """At most, of a model without a tokenizer."""
+
+LOGITS_HELD = 4
+"""Times that all logits are held at once."""
+
+FRUGAL = {"HF_DEACTIVATE_ASYNC_LOAD": "1", "MALLOC_MMAP_THRESHOLD_": str(10**6)}
+"""Environment in which loading takes little more than the weights: transformers reads all experts before it stacks the
+first, and glibc keeps what their parts leave behind (1.7 and 1.4 times as much, measured)."""
 
 NAMED = 3  # at most in a message
 
@@ -60,18 +84,66 @@ def refuse_unchanged(draft: Draft, base: Path) -> None:
 
 
 def prove(draft: Draft, base: Checkpoint, adapter: Path, output: Path, request: Merge) -> Report:
-    """Return what holds of the checkpoint in `output`; raise UpcycleError when transformers cannot even run it."""
-    report = Report()
+    """Return what holds of the checkpoint in `output`; raise UpcycleError when transformers cannot even run it.
+
+    Every tensor is held against its recipe; so many of the first layers are run as fit into memory.
+    """
+    report, made = Report(), open_checkpoint(output)
+    receipt = read_receipt(made)
+    report_tensors(report, compare_tensors(draft.plan, made, receipt, worker_count(), lambda _: None), receipt)
+    if report.passed:  # else a tensor of an expert may not even be there
+        _report_experts(report, draft, made)
+    if not report.passed:
+        report.lines.append(Line("models", "note", "not run: what is wrong above comes first"))
+        return report
     reader = _with_tokenizer(base, adapter)
     text = read_text(request.text) if reader else None
     if reader and text:
         ids_T = token_ids(reader, text, request.tokens)[0]
     else:
         ids_T = random_ids(base.config["vocab_size"], min(request.tokens, RANDOM_TOKENS))[0]
-    expected_TV, tokens, margins = _adapter_run(base.directory, adapter, ids_T)
-    found_TV, told = _clean_run(output, ids_T, text)
-    _report_loading(report, told)
-    if reader is None:
+    layers = _report_depth(report, draft, base, open_adapter(adapter), len(ids_T), request.proof_layers)
+    if layers:
+        _report_models(report, draft, (base.directory, adapter, output), layers, ids_T, text)
+    return report
+
+
+def _report_depth(report: Report, draft: Draft, base: Checkpoint, adapter: Adapter, tokens: int, asked: int) -> int:
+    """Return how many first layers are run: those asked for, else as many as fit; say so unless it is all of them."""
+    layers = draft.plan.config["num_hidden_layers"]
+    ours = {spec.name: spec.elements for spec in (*base.tensors.values(), *adapter.tensors.values())}
+    theirs = {write.name: write.elements for write in draft.plan.writes}
+    beside = LOGITS_HELD * FLOAT_BYTES * tokens * base.config["vocab_size"]
+    available = available_memory()
+    count = min(asked, layers) or layers_that_fit((ours, theirs), layers, beside, available)
+    if count == 0:
+        needed = max(memory_needed(model.items(), 1, beside) for model in (ours, theirs))
+        text = (
+            f"not run: one layer takes {_gigabytes(needed)}, and {_gigabytes(available)} are free; every tensor was "
+            "compared above, and --proof-layers 1 runs one nevertheless"
+        )
+        report.lines.append(Line("models", "note", text))
+    elif count < layers:
+        why = "which --proof-layers asks for" if asked else f"which is what fits in {_gigabytes(available)}"
+        text = f"the first {count} of {layers} layers ran, {why}; the tensors of all are compared above"
+        report.lines.append(Line("models", "note", text if asked else f"{text}; --proof-layers sets their number"))
+    report.figures["models"] = {"layers": count, "of": layers, "available_bytes": available}
+    return count
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _report_models(
+    report: Report, draft: Draft, places: tuple[Path, Path, Path], layers: int, ids_T: Tensor, text: str | None
+) -> None:
+    """Run the first layers of base and adapter, then those of the output, and say what came out."""
+    base, adapter, output = places
+    expected_TV, tokens, margins = _adapter_run(base, adapter, ids_T, layers)
+    found_TV, told = _clean_run(output, ids_T, text, layers)
+    _report_loading(report, told, layers)
+    if text is None:
         report.lines.append(Line("text", "note", "there is no tokenizer: the models ran on random tokens"))
     else:
         same = told["read"] == ids_T.tolist()
@@ -81,8 +153,6 @@ def prove(draft: Draft, base: Checkpoint, adapter: Path, output: Path, request: 
         report.lines.append(Line("function", "note", rounded))
     _report_logits(report, draft, expected_TV, found_TV)
     _report_greedy(report, draft, tokens, margins, told["tokens"], float(expected_TV.abs().max()))
-    _report_experts(report, draft, output)
-    return report
 
 
 def _rounded(draft: Draft) -> str:
@@ -97,22 +167,48 @@ def _with_tokenizer(base: Checkpoint, adapter: Path) -> Checkpoint | None:
     return None
 
 
-def _adapter_run(base: Path, adapter: Path, ids_T: Tensor) -> tuple[Tensor, list[int], list[float]]:
-    """Return the logits `(T, V)` of the base with its adapter, what it writes, and how sure it was of each token."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = attached(model, adapter).eval()
-    return reread.logits(model, ids_T), *reread.greedy(model, ids_T[:PROMPT], NEW_TOKENS)
+def _adapter_run(base: Path, adapter: Path, ids_T: Tensor, layers: int) -> tuple[Tensor, list[int], list[float]]:
+    """Return the logits `(T, V)` of the base with its adapter, what it writes, and how sure it was of each token.
+
+    Of both, the first `layers` layers.
+    """
+    whole = open_adapter(adapter)
+    with TemporaryDirectory() as name:
+        if layers < len(whole.config["num_experts"]):
+            adapter = Path(name)
+            cut_adapter(whole, layers, adapter)
+        with _quiet():  # else transformers reports every tensor of the layers that are left out
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **reread.cut(base, layers))
+        model = attached(model, adapter).eval()
+    found = reread.logits(model, ids_T), *reread.greedy(model, ids_T[:PROMPT], NEW_TOKENS)
+    del model
+    give_back()  # the other process needs the memory
+    return found
 
 
-def _clean_run(output: Path, ids_T: Tensor, text: str | None) -> tuple[Tensor, dict[str, Any]]:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _clean_run(output: Path, ids_T: Tensor, text: str | None, layers: int) -> tuple[Tensor, dict[str, Any]]:
     """Return the logits `(T, V)` of plain transformers in a process of its own, and what it tells beside."""
-    asked = {"model": str(output.resolve()), "ids": ids_T.tolist(), "prompt": PROMPT, "count": NEW_TOKENS, "text": text}
+    asked = {
+        "model": str(output.resolve()), "layers": layers, "ids": ids_T.tolist(), "prompt": PROMPT, "count": NEW_TOKENS,
+        "text": text,
+    }  # fmt: skip
     with TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "request.json").write_text(json.dumps(asked))
         # -P: the modules beside the script must not be found under the names of installed ones
         argv = [sys.executable, "-P", str(Path(reread.__file__).resolve()), name]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **FRUGAL}
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", cwd=name, env=environment)
         if done.returncode:
             last = next(
@@ -123,8 +219,13 @@ def _clean_run(output: Path, ids_T: Tensor, text: str | None) -> tuple[Tensor, d
         return torch.from_numpy(np.load(directory / "logits.npy")), told
 
 
-def _report_loading(report: Report, told: dict[str, Any]) -> None:
-    wrong = "; ".join(f"{kind}: {', '.join(keys[:NAMED])}" for kind, keys in told["loading"].items())
+def _report_loading(report: Report, told: dict[str, Any], layers: int) -> None:
+    """Every tensor found its place; those of layers that did not run have none."""
+    found: dict[str, list[str]] = dict(told["loading"])
+    unexpected = found.pop("unexpected_keys", [])
+    if strange := [name for name in unexpected if (layer_of(name) or 0) < layers]:
+        found["unexpected_keys"] = strange
+    wrong = "; ".join(f"{kind}: {', '.join(keys[:NAMED])}" for kind, keys in found.items())
     by = f"{told['class']} of transformers {told['version']}, in a process without upcycle"
     clean = not told["upcycle"]
     report.add("loading", clean and not wrong, wrong or (by if clean else "upcycle was imported by the other process"))
@@ -165,10 +266,10 @@ def _report_greedy(
     report.add("greedy text", False, text, otherwise="FAIL" if draft.plan.exact and not tie else "note")
 
 
-def _report_experts(report: Report, draft: Draft, output: Path) -> None:
+def _report_experts(report: Report, draft: Draft, output: Checkpoint) -> None:
     """Every expert, as it is on disk, is another than the base."""
     every = {(change.layer, change.expert) for change in draft.changes}
-    same = {(change.layer, change.expert) for change in _unchanged_experts(draft.changes, open_checkpoint(output))}
+    same = {(change.layer, change.expert) for change in _unchanged_experts(draft.changes, output)}
     if not same:
         report.add("experts", True, f"all {len(every)} differ from the base on disk")
         return

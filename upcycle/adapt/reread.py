@@ -37,12 +37,22 @@ def greedy(model: Any, ids_T: Tensor, count: int) -> tuple[list[int], list[float
     return tokens, margins
 
 
+def cut(model: Path, layers: int) -> dict[str, Any]:
+    """Return the fields of the config with which the checkpoint in `model` loads as its first layers; none for all."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    if layers == config["num_hidden_layers"]:
+        return {}
+    lists = {name: value[:layers] for name, value in config.items() if name.endswith("layer_types") and value}
+    return {"num_hidden_layers": layers, **lists}
+
+
 def main(directory: Path) -> None:
     """Answer the request."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     asked = json.loads((directory / "request.json").read_text())
-    model, info = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=torch.float32, output_loading_info=True)
+    options = {"dtype": torch.float32, "output_loading_info": True, **cut(Path(asked["model"]), asked["layers"])}
+    model, info = AutoModelForCausalLM.from_pretrained(asked["model"], **options)
     model.eval()
     ids_T = torch.tensor(asked["ids"])
     np.save(directory / "logits.npy", logits(model, ids_T).numpy())

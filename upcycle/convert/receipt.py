@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from upcycle.errors import CheckpointError, RecipeError
+from upcycle.errors import CheckpointError, InputError, RecipeError
 from upcycle.option import Option, options_of
 from upcycle.plan.receipt import Origin, as_text
 from upcycle.recipe import Conversion, recorded
@@ -20,7 +20,15 @@ def recorded_recipe(request: Conversion, origin: Origin) -> dict[str, Any]:
 
 
 def request_of(receipt: Mapping[str, Any], where: Path) -> Conversion:
-    """Return the conversion that a receipt records, for building its plan again."""
+    """Return the conversion that a receipt records, for building its plan again.
+
+    Raises CheckpointError for a recipe that no conversion has, InputError for what another command made.
+    """
+    if receipt["recipe"].get("command") == "merge":  # that of a conversion names no command
+        raise InputError(
+            "was made by `upcycle merge`, which proves by itself that it computes what the adapter does", where=where,
+            hint="`upcycle merge` with --overwrite proves it again",
+        )  # fmt: skip
     said = {**receipt["recipe"], "tokenizer": None, "chat_template": None}
     options = {name: option for name, option in options_of(Conversion).items() if option.recorded}
     wrong = [name for name, option in options.items() if not _fits(option, said.get(name))]

@@ -22,7 +22,7 @@ from upcycle.convert.build import build_plan
 from upcycle.convert.receipt import request_of
 from upcycle.families.family import Family
 from upcycle.families.match import find_family
-from upcycle.plan.compare import Comparison, compare_tensors
+from upcycle.plan.compare import compare_tensors, report_tensors, some
 from upcycle.plan.plan import Plan
 from upcycle.plan.receipt import read_receipt
 from upcycle.plan.report import Line, Report, Verdict
@@ -60,7 +60,7 @@ def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: S
     _check_plan(report, plan, moe, receipt)
     _check_files(report, moe, receipt)
     advance = start(sum(write.nbytes for write in plan.writes))
-    _report_tensors(report, compare_tensors(plan, moe, receipt, min(8, os.cpu_count() or 1), advance), receipt)
+    report_tensors(report, compare_tensors(plan, moe, receipt, min(8, os.cpu_count() or 1), advance), receipt)
     if request.tensors_only:
         return report
     if report.passed:
@@ -112,35 +112,12 @@ def _check_files(report: Report, moe: Checkpoint, receipt: dict[str, Any]) -> No
     report.add(
         "files",
         not problems,
-        _some(problems) if problems else f"{len(beside)} beside the weights, as they were written",
+        some(problems) if problems else f"{len(beside)} beside the weights, as they were written",
     )
 
 
 def _sha256(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def _report_tensors(report: Report, found: Comparison, receipt: dict[str, Any]) -> None:
-    for name, names in (("missing tensors", found.missing), ("unexpected tensors", found.unexpected)):
-        if names:
-            report.add(name, False, _some(names))
-    report.add(
-        "tensors",
-        not found.different,
-        f"{found.copied:,} equal their source byte for byte, {found.computed:,} equal their recipe and hash"
-        if not found.different
-        else f"{len(found.different)} differ: {_some(found.different)}",
-    )
-    if found.redrawn:
-        numpy = receipt["versions"].get("numpy")
-        text = f"{len(found.redrawn)} have the receipt's hash, but NumPy draws other values here than {numpy} did"
-        report.add("redrawn tensors", False, text, otherwise="note")
-    report.add(
-        "finite",
-        not found.not_finite,
-        "no NaN, no Inf" if not found.not_finite else f"NaN or Inf in {_some(found.not_finite)}",
-    )
-    report.figures["tensors"] = asdict(found)
 
 
 def _check_function(
@@ -248,7 +225,3 @@ def _gradient_line(layers: list[Any], *, exact: bool, dead: bool) -> Line:
 def _range(values: list[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    return "; ".join(names[:limit]) + (f"; and {len(names) - limit} more" if len(names) > limit else "")

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from upcycle.checkpoint.reader import Checkpoint
 from upcycle.plan.compute import encoded_blocks
 from upcycle.plan.finite import first_not_finite
 from upcycle.plan.plan import Plan, Write
+from upcycle.plan.report import Report
 from upcycle.plan.sources import Noise, Normal
 
 CHUNK = 4 * 2**20
@@ -63,6 +64,35 @@ def compare_tensors(
             if not finite:
                 result.not_finite.append(spec.name)
     return result
+
+
+def report_tensors(report: Report, found: Comparison, receipt: Mapping[str, Any]) -> None:
+    """Add what was found to `report`, a line for each kind of finding."""
+    for name, names in (("missing tensors", found.missing), ("unexpected tensors", found.unexpected)):
+        if names:
+            report.add(name, False, some(names))
+    report.add(
+        "tensors",
+        not found.different,
+        f"{found.copied:,} equal their source byte for byte, {found.computed:,} equal their recipe and hash"
+        if not found.different
+        else f"{len(found.different)} differ: {some(found.different)}",
+    )
+    if found.redrawn:
+        numpy = receipt["versions"].get("numpy")
+        text = f"{len(found.redrawn)} have the receipt's hash, but NumPy draws other values here than {numpy} did"
+        report.add("redrawn tensors", False, text, otherwise="note")
+    report.add(
+        "finite",
+        not found.not_finite,
+        "no NaN, no Inf" if not found.not_finite else f"NaN or Inf in {some(found.not_finite)}",
+    )
+    report.figures["tensors"] = asdict(found)
+
+
+def some(names: list[str], limit: int = 3) -> str:
+    """Return the first of `names` as text, and how many more there are."""
+    return "; ".join(names[:limit]) + (f"; and {len(names) - limit} more" if len(names) > limit else "")
 
 
 _REDRAWN = "redrawn"
@@ -126,9 +156,9 @@ def _chunks(spec: TensorSpec) -> Iterator[bytes]:
 
 def _scanned(writes: list[Write], moe: Checkpoint) -> list[TensorSpec]:
     """The tensors whose values must be looked at: of equal copies, the first is enough."""
-    first: dict[str, TensorSpec] = {}
+    first: dict[TensorSpec | str, TensorSpec] = {}
     for write in writes:
-        first.setdefault(write.copied.name if write.copied else write.name, moe.tensors[write.name])
+        first.setdefault(write.copied or write.name, moe.tensors[write.name])
     return list(first.values())
 
 

@@ -40,6 +40,10 @@ class Merge:
         None, "Text to compare on; a short one is built in.", group="Proof", metavar="FILE", recorded=False
     )
     tokens: int = option(128, "How many tokens of the text to compare on.", group="Proof", recorded=False)
+    proof_layers: int = option(
+        0, "Run so many first layers of both models; 0 for as many as fit in memory. All tensors are compared anyway.",
+        group="Proof", recorded=False,
+    )  # fmt: skip
     resume: bool = option(False, "Continue an interrupted merge.", group="Running", recorded=False)
     dry_run: bool = option(
         False, "Check everything and say what it costs; write nothing.", group="Running", recorded=False
@@ -51,6 +55,7 @@ class Merge:
         check_kinds(self)
         require(self.target is None or self.to == "compact", "target", self.target, "--to compact beside it")
         require(2 <= self.tokens <= 10**5, "tokens", self.tokens, "2 to 100,000")
+        require(self.proof_layers >= 0, "proof_layers", self.proof_layers, "0 or more")
         self.shard_bytes()
 
     def shard_bytes(self) -> int:
