@@ -26,7 +26,7 @@ def draw_adapter(base: Path, directory: Path, kind: str, *, std: float = 0.3, **
     config = model.config
     layers, D, F = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     settings: dict[str, Any] = {
-        "expert_type": kind, "num_experts": [4] * layers, "top_k": 2, "router": "topk", "rank": 8, "scaling": 1.5,
+        "expert_type": kind, "num_experts": [4] * layers, "top_k": 2, "routing": "topk", "rank": 8, "scaling": 1.5,
         "shared_a": False, "attention_rank": 0, "attention_scaling": 0.5, **fields,
     }  # fmt: skip
     R, rank = settings["rank"], settings["attention_rank"]
@@ -83,10 +83,10 @@ class Mixture(nn.Module):
         x_TD = x.flatten(0, -2)
         E = len(self.tensors["upcycle_router.weight"])
         weights_TE = (x_TD @ self.tensors["upcycle_router.weight"].T).softmax(-1)
-        kept = {"topk": self.settings["top_k"], "dense": E, "top1": 1}[self.settings["router"]]
+        kept = {"topk": self.settings["top_k"], "dense": E, "top1": 1}[self.settings["routing"]]
         least_T1 = weights_TE.topk(kept).values[:, -1:]
         weights_TE = weights_TE * (weights_TE >= least_T1)
-        if self.settings["router"] == "topk":
+        if self.settings["routing"] == "topk":
             weights_TE = weights_TE / weights_TE.sum(-1, keepdim=True)
         out_TED = torch.stack([self.expert(x_TD, number) for number in range(E)], 1)
         mixed_TD = (weights_TE[:, :, None] * out_TED).sum(1)

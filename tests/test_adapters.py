@@ -78,7 +78,7 @@ def test_at_the_start_the_model_is_the_base_bit_for_bit(variant: str, expert_typ
         model = load(dense, dtype=dtype)
         expected = logits(model)
         for routing in ROUTINGS:
-            wrapped = wrap(load(dense, dtype=dtype), expert_type=expert_type, router=routing, attention_rank=2)
+            wrapped = wrap(load(dense, dtype=dtype), expert_type=expert_type, routing=routing, attention_rank=2)
             assert torch.equal(logits(wrapped), expected), (dtype, routing)
 
 
@@ -86,7 +86,7 @@ def test_at_the_start_the_model_is_the_base_bit_for_bit(variant: str, expert_typ
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_a_layer_computes_its_formula(base: Path, expert_type: str, routing: str):
     """The formulas of `upcycle.moe.adapters`, written out expert by expert with the adapted matrices formed."""
-    model = drawn(wrap(load(base), expert_type=expert_type, router=routing, num_experts=4, scaling=1.5))
+    model = drawn(wrap(load(base), expert_type=expert_type, routing=routing, num_experts=4, scaling=1.5))
     _, layer = expert_layers(model)[1]
     x_TD = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
     router, own = router_of(layer), experts_of(layer)
@@ -396,3 +396,41 @@ def test_the_start_is_keyed_by_seed_and_name(base: Path):
     name = "base_model.model.model.layers.0.mlp.upcycle_experts.default.gate_A"
     assert torch.equal(one.get_parameter(name), two.get_parameter(name))
     assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
+
+
+@pytest.mark.parametrize("expert_type", TYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_routers_stay_float32_and_gradients_near(base: Path, expert_type: str, dtype: torch.dtype):
+    """As transformers' Trainer runs with bf16: the backward pass is outside of autocast."""
+    fields = {"expert_type": expert_type, "attention_rank": 2, "balance_coef": 0.0, "z_coef": 0.0}
+    model = drawn(wrap(load(base, dtype=dtype), **fields), std=0.05)
+    expected = router_gradients(drawn(wrap(load(base), **fields), std=0.05))
+    heard: list[Any] = []
+    for _, layer in expert_layers(model):
+        router_of(layer).register_forward_hook(lambda _module, _inputs, output: heard.append(output))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.train()
+        said = model(input_ids=IDS).logits
+        loss = cross_entropy(said[:, :-1].flatten(0, 1).float(), IDS[:, 1:].flatten())
+    loss.backward()
+    assert all(logits_TE.dtype == weights_TK.dtype == torch.float32 for logits_TE, weights_TK, _ in heard)
+    for (_, layer), gradient in zip(expert_layers(model), expected, strict=True):
+        found = router_of(layer).weight.grad
+        assert (found - gradient).norm() <= 0.2 * gradient.norm()  # bfloat16 in all products of the model
+
+
+def test_the_base_comes_back_by_unload(base: Path):
+    dense = load(base)
+    expected = logits(dense)
+    model = drawn(wrap(dense, attention_rank=2))
+    assert not torch.equal(logits(model), expected)
+    unloaded = model.unload()
+    assert torch.equal(logits(unloaded), expected)
+    assert not [name for name, _ in unloaded.named_modules() if "upcycle" in name]
+
+
+def test_adapters_are_not_mixed_in_a_batch(base: Path):
+    """peft would drop the names, and every row would have the active adapter."""
+    model = wrap(load(base))
+    with pytest.raises(ValueError, match="set_adapter chooses one"):
+        model(input_ids=IDS, adapter_names=["default", "default"])

@@ -27,8 +27,10 @@ SMALL: dict[str, Any] = {"experts": (4,), "rank": 8}
 
 
 def attach(model: Path | str, out: Path, **fields: Any) -> Path:
-    """Attach four experts of rank 8; return OUT."""
-    stages.attach(Attach(model=str(model), out=str(out), **{**SMALL, **fields}))
+    """Attach four experts of rank 8, or what takes no rank; return OUT."""
+    ranked = fields.get("expert_type") != "ia3" and "from_lora" not in fields
+    small = SMALL if ranked else {**SMALL, "rank": None}
+    stages.attach(Attach(model=str(model), out=str(out), **{**small, **fields}))
     return out
 
 
@@ -70,7 +72,7 @@ def test_the_config_names_the_base_and_how_it_is_recognised(tiny: Path, tmp_path
     assert said["base_model_name_or_path"] == str(tiny.resolve())
     assert said["revision"] is None
     assert said["base_fingerprint"] == fingerprint(open_checkpoint(tiny))
-    assert (said["num_experts"], said["router"], said["scaling"]) == ([2, 4], "dense", 2.0)
+    assert (said["num_experts"], said["routing"], said["scaling"]) == ([2, 4], "dense", 2.0)
     receipt = json.loads((tmp_path / "adapter/upcycle.json").read_text())
     assert receipt["made"] == "adapter"
     assert str(tmp_path) not in json.dumps(receipt)
@@ -139,7 +141,9 @@ def test_loras_that_cannot_be_experts(tiny: Path, tmp_path: Path):
         attach(tiny, tmp_path / "out", experts=(), from_lora=(str(attention), str(two)))
     with pytest.raises(InputError, match=r"rank.*2.*4"):
         attach(tiny, tmp_path / "out", experts=(), from_lora=(str(two), str(four)), shared_a=True)
-    with pytest.raises(RecipeError, match="the 2 of --from-lora"):
+    with pytest.raises(
+        RecipeError, match=r"--experts does not go with the other options; found .3,., expected the 2 of --from-lora"
+    ):
         attach(tiny, tmp_path / "out", experts=(3,), from_lora=(str(two), str(four)))
     assert not (tmp_path / "out").exists()
 
@@ -237,15 +241,17 @@ def test_an_adapter_on_the_hub(tiny: Path, hub: Hub, client: Client, tmp_path: P
     ("fields", "message"),
     [
         ({"experts": (0,)}, "experts is out of range"),
-        ({"experts": (4, 1)}, "top_k is out of range; found 2, expected 1 to the 1 experts of a layer"),
+        ({"experts": (4, 1)}, "top_k is out of range; found 2, expected 1 to 1, the experts of a layer"),
         ({"top_k": 1}, "the router would never learn.*--routing top1"),
         ({"rank": 0}, "rank is out of range"),
         ({"scaling": float("nan")}, "scaling is out of range"),
-        ({"expert_type": "ia3", "shared_a": True}, "--expert-type lora beside it"),
-        ({"router": "prototypes"}, "--from-lora beside it"),
-        ({"attention_deltas": "mean"}, "--from-lora beside it"),
-        ({"from_lora": ("a", "b"), "experts": (), "scaling": 1.0}, "each has its own"),
-        ({"from_lora": ("a", "b"), "experts": (), "expert_type": "pesc"}, "lora, beside --from-lora"),
+        ({"expert_type": "pesc", "shared_a": True}, "--shared-a does not go with .* expected --expert-type lora"),
+        ({"expert_type": "ia3"}, "--rank does not go with .* found 8, expected none for ia3"),
+        ({"router": "prototypes"}, "--router does not go with .* expected --from-lora"),
+        ({"attention_deltas": "mean"}, "--attention-deltas does not go with .* expected --from-lora"),
+        ({"from_lora": ("a", "b"), "experts": (), "rank": None, "scaling": 1.0}, "each LoRA has its own"),
+        ({"from_lora": ("a", "b"), "experts": ()}, "--rank does not go with .* each LoRA has its own"),
+        ({"from_lora": ("a", "b"), "experts": (), "expert_type": "pesc"}, "--from-lora .* expected --expert-type lora"),
     ],
 )
 def test_requests_that_make_no_sense(fields: dict[str, Any], message: str):
@@ -264,3 +270,51 @@ def test_models_that_get_no_experts(tiny: Path, moe: Path, tmp_path: Path):
         attach(tiny, tiny / "inside")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+# Damaged adapters, whoever reads them
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"top_k": 9}, "damaged adapter config.*top_k 9"),
+        ({"rank": "4"}, "damaged adapter config.*rank '4'"),
+        ({"rank": 5}, "does not fit the adapter's config and the base"),
+        ({"num_experts": [4, 4, 4]}, "the adapter is of another model; found 3 layers, expected 2"),
+        ({"num_experts": "x"}, "damaged adapter config.*num_experts 'x'"),
+        ({"scaling": 1e999}, "not a finite number|damaged adapter config|Infinity"),
+        ({"ffn": {"block": "mlp", "gate": 5, "up": 6, "down": 7}}, "names other modules than the base has .ffn."),
+        (
+            {"ffn": {"block": "mlp", "gate": "mlp.up_proj", "up": "mlp.gate_proj", "down": "mlp.down_proj"}},
+            "names other modules than the base has .ffn.",
+        ),
+        ({"peft_type": "PROMPT_TUNING"}, "of a kind that cannot be used here; found 'PROMPT_TUNING'"),
+        ({"base_model_name_or_path": "../.."}, "the model of this adapter is not to be had"),
+        ({"base_model_name_or_path": None}, "does not say which model it belongs to.*--base"),
+    ],
+)
+def test_a_config_that_lies_is_told_by_every_command(
+    tiny: Path, text: Path, changed: dict[str, Any], message: str, tmp_path: Path
+):
+    adapter = attach(tiny, tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", **changed)
+    requests = (
+        Merge(adapter=str(adapter), out=str(tmp_path / "out")),
+        Generate(model=str(adapter), prompt="x"),
+        Train(model=str(adapter), out=str(tmp_path / "out"), data=(str(text),)),
+    )
+    for request in requests:
+        with pytest.raises(InputError, match=message):
+            stages.run(request)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+
+
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
+def test_patterns_of_a_plain_lora_are_not_matched(tiny: Path, field: str, tmp_path: Path):
+    """peft would match `target_modules` against every module for as long as it takes."""
+    bomb = r"(.*)*(.*)*(.*)*_projX|((\w+\.?)+)+!"
+    lora = save_lora(tiny, tmp_path / "lora")
+    edit_json(lora / "adapter_config.json", **{field: {bomb: 3} if "pattern" in field else bomb})
+    with pytest.raises(InputError, match="holds a pattern of module names, which could take forever to match"):
+        stages.run(Generate(model=str(lora), prompt="x"))

@@ -39,7 +39,7 @@ def test_equals_the_adapter(variant: Path, tmp_path: Path) -> None:
             assert logits_error(expected, tmp_path / target) <= 1e-5, target
 
 
-@pytest.mark.parametrize("fields", [{"router": "dense"}, {"top_k": 1}, {"num_experts": [3, 3], "top_k": 3}])
+@pytest.mark.parametrize("fields", [{"routing": "dense"}, {"top_k": 1}, {"num_experts": [3, 3], "top_k": 3}])
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_routing_whose_weights_sum_to_one(
     dense: Callable[[str], Path], target: str, fields: dict[str, Any], tmp_path: Path

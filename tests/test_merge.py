@@ -13,7 +13,7 @@ from tests.conftest import edit_json
 from tests.drawn_adapters import draw_adapter, formula_model, scale_tensors
 from tests.merging import logits_error, run_merge
 from tests.test_compact import float32_copy
-from upcycle.adapt import proof, reread
+from upcycle.adapt import build, proof, reread
 from upcycle.adapt.depth import memory_needed
 from upcycle.adapt.merge import _drafted, merge, rehearse
 from upcycle.checkpoint.reader import open_checkpoint
@@ -38,7 +38,7 @@ def test_full_equals_the_adapter(variant: Path, tmp_path: Path) -> None:
         assert logits_error(formula_model(base, adapter), tmp_path / f"{kind}-out") <= 1e-5, kind
 
 
-@pytest.mark.parametrize("fields", [{"shared_a": True}, {"router": "dense"}, {"top_k": 1}, {"rank": 3}])
+@pytest.mark.parametrize("fields", [{"shared_a": True}, {"routing": "dense"}, {"top_k": 1}, {"rank": 3}])
 def test_full_lora_of_every_setting(base: Path, fields: dict[str, Any], tmp_path: Path) -> None:
     adapter = draw_adapter(base, tmp_path / "adapter", "lora", **fields)
     run_merge(adapter, base, tmp_path / "out")
@@ -98,8 +98,8 @@ def test_the_tokenizer_is_the_adapters(base: Path, tmp_path: Path) -> None:
     [
         ("pesc", {}, {}, "pesc experts read the FFN's output"),
         ("pesc", {}, {"to": "compact"}, "it stays an adapter"),
-        ("lora", {"router": "top1"}, {}, "do not sum to one"),
-        ("bottleneck", {"router": "top1"}, {"to": "compact"}, "do not sum to one"),
+        ("lora", {"routing": "top1"}, {}, "do not sum to one"),
+        ("bottleneck", {"routing": "top1"}, {"to": "compact"}, "do not sum to one"),
         ("lora", {"num_experts": [2, 4]}, {}, "different numbers of experts; .* 2 to 4 experts|different numbers"),
         ("lora", {"num_experts": [0, 4]}, {}, "layers without experts"),
         ("lora", {}, {"to": "compact"}, "no compact form"),
@@ -200,7 +200,9 @@ def test_a_config_that_lies(changes: dict[str, Any], why: str, base: Path, tmp_p
 
 
 def test_a_target_is_only_for_compact() -> None:
-    with pytest.raises(RecipeError, match="--to compact beside it"):
+    with pytest.raises(
+        RecipeError, match="--target does not go with the other options; found qwen2_moe, expected --to compact"
+    ):
         Merge(adapter="a", out="b", target="qwen2_moe")
 
 
@@ -252,7 +254,7 @@ def prove_again(adapter: Path, base: Path, out: Path, **fields: Any) -> dict[str
     """Prove what has been merged; return verdict and text of every line."""
     request = Merge(adapter=str(adapter), out=str(out), **fields)
     drafted, checkpoint, _ = _drafted(adapter, base, request)
-    report = proof.prove(drafted, checkpoint, adapter, out, request)
+    report = proof.prove(drafted, drafted, checkpoint, adapter, out, request)
     return {line.name: (line.verdict, line.text) for line in report.lines}
 
 
@@ -282,7 +284,7 @@ def test_as_many_layers_as_fit(base: Path, tmp_path: Path, monkeypatch: pytest.M
     one = memory_needed(sizes, 1, beside=4 * 4 * 64 * 96)  # logits, bytes, tokens, vocabulary
     given: list[int] = []
 
-    def models(_report: Report, _draft: object, _places: object, layers: int, *_: object) -> None:
+    def models(_report: Report, _draft: object, _wide: object, _places: object, layers: int, *_: object) -> None:
         given.append(layers)
 
     monkeypatch.setattr(proof, "_report_models", models)
@@ -386,4 +388,18 @@ def test_smollm2_with_rounding_is_a_note(smollm2: Path, tmp_path: Path) -> None:
     adapter = draw_adapter(smollm2, tmp_path / "adapter", "lora", std=0.02, attention_rank=4)
     merged = run_merge(adapter, smollm2, tmp_path / "out", dtype="bf16", proven=True)
     assert merged.report
-    assert {line.verdict for line in merged.report.lines if line.name in ("function", "logits")} == {"note"}
+    verdicts = {line.name: line.verdict for line in merged.report.lines}
+    assert (verdicts["rounding"], verdicts["function"], verdicts["logits"]) == ("note", "note", "ok")
+
+
+def test_a_rounded_merge_that_computes_something_else_is_not_put_in_place(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rounding is expected, a wrong plan would hide behind it: the plan in float32 has no such excuse."""
+    adapter = draw_adapter(tiny, tmp_path / "adapter", "bottleneck", std=0.1)
+    right = build._Target.full_config
+    run_merge(adapter, tiny, tmp_path / "sound", proven=True, dtype="bf16")
+    monkeypatch.setattr(build._Target, "full_config", lambda self: {**right(self), "num_experts_per_tok": 1})
+    with pytest.raises(UpcycleError, match="does not compute what the adapter does; logits: differ by"):
+        run_merge(adapter, tiny, tmp_path / "out", proven=True, dtype="bf16")
+    assert not (tmp_path / "out").exists()

@@ -151,8 +151,8 @@ def test_parts_of_an_adapter(trained: Path, text: Path, tmp_path: Path, kind: st
 @pytest.mark.parametrize(
     "fields",
     [
-        {"expert_type": "bottleneck", "router": "top1"},
-        {"expert_type": "pesc", "router": "dense"},
+        {"expert_type": "bottleneck", "routing": "top1"},
+        {"expert_type": "pesc", "routing": "dense"},
         {"expert_type": "ia3"},
         {"shared_a": True, "num_experts": [3, 0, 2]},
     ],
@@ -163,7 +163,7 @@ def test_every_kind_of_experts(text: Path, tmp_path: Path, fields: dict[str, Any
     out = run(adapter, tmp_path / "out", text, max_steps=6, warmup_steps=0, eval_split=0.1, eval_sequences=8)
     assert moved(adapter, out) == {"router", "experts"}
     assert told(out)[-1]["eval_loss"] < told(out)[0]["eval_loss"] - 0.005
-    if fields.get("router") == "dense":
+    if fields.get("routing") == "dense":
         assert all(set(layer["load"]) == {0.25} for layer in lines(out)[-1]["layers"])
 
 

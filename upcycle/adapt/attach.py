@@ -101,12 +101,12 @@ def attach(base: Path, request: Attach, loras: Sequence[Path] = ()) -> Attached:
 def _check_width(request: Attach, checkpoint: Checkpoint) -> None:
     """A width that no stock model can have in 16 bits is refused now, not after the training."""
     narrow = any(spec.dtype in ("BF16", "F16") for spec in checkpoint.tensors.values())
-    if request.expert_type == "bottleneck" and narrow and request.rank % MULTIPLE:
+    if request.expert_type == "bottleneck" and narrow and request.width % MULTIPLE:
         raise InputError(
             "experts of this width could be merged in float32 only: stock transformers runs experts in 16 bits by "
             "grouped_mm, which needs other widths",
-            found=f"--rank {request.rank}", expected=f"a multiple of {MULTIPLE}",
-            hint=f"--rank {-(-request.rank // MULTIPLE) * MULTIPLE}",
+            found=f"--rank {request.width}", expected=f"a multiple of {MULTIPLE}",
+            hint=f"--rank {-(-request.width // MULTIPLE) * MULTIPLE}",
         )  # fmt: skip
 
 
@@ -117,13 +117,13 @@ def _experts(matched: Match, request: Attach, base: Path, loras: Sequence[Path])
         expert_type=request.expert_type,
         num_experts=list(composed.per_layer if composed else request.counts),
         top_k=request.top_k,
-        router=request.routing,
-        rank=composed.rank if composed else request.rank,
+        routing=request.routing,
+        rank=composed.rank if composed else request.width,
         scaling=1.0 if composed else request.factor,
         shared_a=request.shared_a,
         attention_rank=composed.attention_rank if composed else request.attention_rank,
         attention_scaling=1.0 if composed else 2.0,
-        router_init=start,
+        router=start,
         router_std=request.router_std,
         seed=request.seed,
         task_type="CAUSAL_LM",
@@ -153,7 +153,7 @@ def _composed(request: Attach, base: Path, loras: Sequence[Path]) -> Composed | 
     config = open_checkpoint(base).config
     read = [read_lora(path) for path in loras]
     policy, shared = request.attention_deltas, request.shared_a
-    return compose(read, config, attention=policy, shared_a=shared, base=request.model)
+    return compose(read, config, attention=policy, shared_a=shared, base=_base_name(base)[0])
 
 
 def _fill(tensors: dict[str, Tensor], composed: Composed, matched: Match, request: Attach) -> None:
@@ -205,12 +205,17 @@ def _rank_of(name: str, rank: int, request: Attach, attention: Sequence[str]) ->
     return request.attention_rank if name.split(".", 3)[3] in attention else rank
 
 
+def _base_name(base: Path) -> tuple[str, str | None]:
+    """How an adapter names its model: by its place, or by its Hub id and commit."""
+    origin = Origin.of(base, ())
+    return origin.name if origin.revision else str(base.resolve()), origin.revision
+
+
 def _files(draft: _Draft, request: Attach, checkpoint: Checkpoint) -> dict[str, bytes]:
     """Every file of the adapter by name, the receipt last."""
     base, origin = checkpoint.directory, Origin.of(checkpoint.directory, ())
     config = draft.config
-    config.base_model_name_or_path = origin.name if origin.revision else str(base.resolve())
-    config.revision = origin.revision
+    config.base_model_name_or_path, config.revision = _base_name(base)
     config.inference_mode = True
     if isinstance(config, ExpertsConfig):
         config.base_fingerprint = fingerprint(checkpoint)

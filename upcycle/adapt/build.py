@@ -90,7 +90,7 @@ def _check_experts(saved: Saved, request: Merge) -> None:
         raise UnsupportedError(
             f"pesc experts read the FFN's output: no stock model has such experts; {stays}", where=where
         )
-    if saved.router == "top1":
+    if saved.routing == "top1":
         raise UnsupportedError(
             "a top1 router weighs its expert by a probability, so the weights do not sum to one; stock models divide "
             f"them by their sum and would compute something else (by about 5e-2 of the logits); {stays}",
@@ -121,7 +121,7 @@ class _Target:
         self.names, self.layers = matched.family.names, matched.sizes["L"]
         self.asked = DTYPES.get(request.dtype)
         self.experts = saved.experts[0]
-        self.top_k = self.experts if saved.router == "dense" else saved.top_k
+        self.top_k = self.experts if saved.routing == "dense" else saved.top_k
         self.width = matched.sizes["F"] + (saved.rank if saved.kind == "bottleneck" else 0)
         self.main = self.asked or main_dtype(base.tensors.values())
         if not self.asked and any(spec.dtype == "F64" for spec in base.tensors.values()):
@@ -222,7 +222,7 @@ class _Target:
         )
 
     def _router(self, target: str, layer: int) -> Write:
-        spec = self.saved.routing(layer, self.names.block)
+        spec = self.saved.router(layer, self.names.block)
         return Write(target, self.main, spec.shape, "router", Copy(spec))
 
     def _carried(self, target: str, role: str, spec: TensorSpec, layer: int) -> Write:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 from upcycle.checkpoint.header import build_header
+from upcycle.checkpoint.reader import CONFIG_FILE, SINGLE_FILE
+from upcycle.plan.compute import encoded_blocks
+from upcycle.plan.plan import Plan
 
 FLOAT_BYTES = 4
 
@@ -122,3 +125,14 @@ def cut_adapter(adapter: Adapter, layers: int, directory: Path) -> None:
                 file.seek(spec.offset)
                 for start in range(0, spec.nbytes, CHUNK):
                     out.write(file.read(min(CHUNK, spec.nbytes - start)))
+
+
+def write_layers(plan: Plan, layers: int, directory: Path) -> None:
+    """Write what a plan would of the first `layers` layers into one file, for a moment; its config is the whole one."""
+    writes = [write for write in plan.writes if (layer_of(write.name) or 0) < layers]
+    with (directory / SINGLE_FILE).open("wb") as file:
+        file.write(build_header([(write.name, write.dtype, write.shape) for write in writes]))
+        for write in writes:
+            for data in encoded_blocks(write):
+                file.write(data)
+    (directory / CONFIG_FILE).write_text(json.dumps(dict(plan.config)), encoding="utf-8")

@@ -122,7 +122,8 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
 
 
 _MAX_PATTERN = 200  # characters
-_MAX_REPEATS = 3  # in a pattern: each multiplies the time that matching can take
+_MAX_REPEATS = 1  # in a pattern: each multiplies the time that matching can take
+_MAX_PATTERNS = 256
 _MAX_MODULE = 200  # characters
 
 
@@ -142,6 +143,9 @@ class _Scales:
         """Check the fields."""
         patterns = [config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
         for name, pattern in zip(("rank_pattern", "alpha_pattern"), patterns, strict=True):
+            if isinstance(pattern, dict) and len(pattern) > _MAX_PATTERNS:
+                found, expected = f"{len(pattern)} patterns", f"at most {_MAX_PATTERNS}"
+                raise InputError(f"{name} is too long", where=where, found=found, expected=expected)
             if not isinstance(pattern, dict):
                 raise InputError(f"{name} is no object", where=where, found=_said(pattern))
             for key, value in pattern.items():

@@ -54,10 +54,11 @@ def merge(adapter: Path, base: Path, request: Merge, start: Callable[[int], Adva
     from upcycle.adapt.proof import prove
 
     drafted, checkpoint, saved = _drafted(adapter, base, request)
+    wide = drafted if drafted.plan.exact else _drafted(adapter, base, replace(request, dtype="f32"))[0]
     reports: list[Report] = []
 
     def check(output: Path) -> None:
-        reports.append(prove(drafted, checkpoint, adapter, output, request))
+        reports.append(prove(drafted, wide, checkpoint, adapter, output, request))
         failed = [f"{line.name}: {line.text}" for line in reports[-1].lines if line.verdict == "FAIL"]
         if failed:
             raise UpcycleError(f"{request.out}: the merge does not compute what the adapter does; {'; '.join(failed)}")

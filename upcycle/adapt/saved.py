@@ -9,12 +9,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, open_adapter
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, Adapter, open_adapter
 from upcycle.checkpoint.header import TensorSpec
 from upcycle.errors import CheckpointError
+from upcycle.families.family import Names
 from upcycle.families.match import FLOATS, Match
-
-PEFT_TYPE = "UPCYCLE"
 
 Kind = Literal["lora", "bottleneck", "pesc", "ia3"]
 
@@ -39,7 +38,7 @@ class Saved:
     kind: Kind
     experts: tuple[int, ...]  # of each layer
     top_k: int
-    router: Literal["topk", "dense", "top1"]
+    routing: Literal["topk", "dense", "top1"]
     rank: int
     scaling: float
     shared_a: bool
@@ -61,7 +60,7 @@ class Saved:
         """The file that holds them."""
         return self.directory / ADAPTER_WEIGHTS
 
-    def routing(self, layer: int, block: str) -> TensorSpec:
+    def router(self, layer: int, block: str) -> TensorSpec:
         """Return the router `(E, D)` of a layer; `block` names the FFN."""
         return self.tensors[_router(layer, block)]
 
@@ -94,6 +93,7 @@ def open_saved(directory: Path, matched: Match) -> Saved:
     """
     adapter = open_adapter(directory)
     saved = Saved(adapter=adapter, **_fields(adapter.config, directory / ADAPTER_CONFIG))
+    _check_names(adapter, matched.family.names)
     if len(saved.experts) != matched.sizes["L"]:
         raise CheckpointError(
             "the adapter is of another model",
@@ -105,28 +105,46 @@ def open_saved(directory: Path, matched: Match) -> Saved:
     return saved
 
 
+def _check_names(adapter: Adapter, names: Names) -> None:
+    """The modules that the adapter names are those that its kind of model has: others would be computed elsewhere."""
+    own = {"ffn": {part: getattr(names, part) for part in ("block", "gate", "up", "down")}}
+    own["attention"] = list(names.attention)  # type: ignore[assignment]
+    for field, expected in own.items():
+        used = field == "ffn" or adapter.config.get("attention_rank")
+        found = adapter.config.get(field) if used else None
+        if found not in (None, expected):
+            raise CheckpointError(
+                f"names other modules than the base has ({field})", where=adapter.directory / ADAPTER_CONFIG,
+                found=ascii(found)[:80], expected=expected,
+            )  # fmt: skip
+
+
 def _fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    if config.get("peft_type") != PEFT_TYPE:
+    if config.get("peft_type") != EXPERTS:
         raise CheckpointError(
             "is no adapter with experts",
             where=where,
             found=f"peft_type {ascii(config.get('peft_type'))[:40]}",
-            expected=PEFT_TYPE,
+            expected=EXPERTS,
             hint="`upcycle attach` makes one",
         )
     counts = config.get("num_experts")
+    sound = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts) and any(counts)
+    fewest = min(count for count in counts if count) if sound and isinstance(counts, list) else 0
     good = {
         "expert_type": config.get("expert_type") in tuple(_EXPERTS),
-        "num_experts": isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts),
-        "router": config.get("router") in ("topk", "dense", "top1"),
-        **{name: type(config.get(name)) is int and config[name] >= 0 for name in ("top_k", "rank", "attention_rank")},
+        "num_experts": sound,
+        "top_k": type(config.get("top_k")) is int and (not sound or 1 <= config["top_k"] <= fewest),
+        "rank": type(config.get("rank")) is int and config["rank"] >= 1,
+        "attention_rank": type(config.get("attention_rank")) is int and config["attention_rank"] >= 0,
+        "routing": config.get("routing") in ("topk", "dense", "top1"),
         **{name: _is_finite(config.get(name)) for name in ("scaling", "attention_scaling")},
         "shared_a": type(config.get("shared_a")) is bool,
     }
     wrong = [f"{name} {ascii(config.get(name))[:40]}" for name, fine in good.items() if not fine]
     if wrong:
         raise CheckpointError("damaged adapter config", where=where, found=", ".join(wrong))
-    same = ("top_k", "router", "rank", "scaling", "shared_a", "attention_rank", "attention_scaling")
+    same = ("top_k", "routing", "rank", "scaling", "shared_a", "attention_rank", "attention_scaling")
     return {
         **{name: config[name] for name in same},
         "kind": config["expert_type"],

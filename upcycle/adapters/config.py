@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from peft import PeftConfig
 
-PEFT_TYPE = "UPCYCLE"
+from upcycle.checkpoint.adapter import EXPERTS
+from upcycle.recipe.attach import DEFAULT_SCALING
+
+PEFT_TYPE = EXPERTS
 
 EXPERT_TYPES = ("lora", "bottleneck", "pesc", "ia3")
 SCORINGS = ("topk", "dense", "top1")
@@ -25,13 +29,18 @@ class ExpertsConfig(PeftConfig):
         default=8, metadata={"help": "Experts of each layer; of several numbers, each is that of a part of the depth."}
     )
     top_k: int = field(default=2, metadata={"help": "Experts that each token uses."})
-    router: str = field(default="topk", metadata={"help": "topk (weights sum to one), dense (all experts) or top1."})
+    routing: str = field(default="topk", metadata={"help": "topk (weights sum to one), dense (all experts) or top1."})
     rank: int = field(default=16, metadata={"help": "Rank of lora, width of a bottleneck or pesc."})
-    scaling: float = field(default=2.0, metadata={"help": "Factor of what experts add; alpha / rank elsewhere."})
+    scaling: float | None = field(
+        default=None,
+        metadata={"help": "Factor of what experts add (alpha / rank elsewhere); 2 for lora, 1 for others."},
+    )
     shared_a: bool = field(default=False, metadata={"help": "Experts of type lora share their A matrices."})
     attention_rank: int = field(default=0, metadata={"help": "Rank of a plain LoRA on the attention; 0 for none."})
     attention_scaling: float = field(default=2.0, metadata={"help": "Factor of the LoRA on the attention."})
-    router_init: str = field(default="normal", metadata={"help": "normal, from N(0, router_std^2), or zeros."})
+    router: str = field(
+        default="normal", metadata={"help": "How routers start: normal, from N(0, router_std^2), or zeros."}
+    )
     router_std: float = field(default=0.02, metadata={"help": "Standard deviation of drawn routers."})
     seed: int = field(default=0, metadata={"help": "With a tensor's name it fixes what is drawn."})
     balance_coef: float = field(
@@ -56,12 +65,25 @@ class ExpertsConfig(PeftConfig):
         from peft.utils import PeftType
 
         self.peft_type = PeftType[PEFT_TYPE]
+        listed = isinstance(self.num_experts, int | list | tuple)
+        _require("num_experts", self.num_experts, listed, "a number, or a list of them")
         counts = self.counts
+        _require("num_experts", counts, counts and all(type(count) is int for count in counts), "whole numbers")
+        _check_numbers(self)
+        if self.scaling is None:
+            self.scaling = DEFAULT_SCALING.get(self.expert_type, 1.0)
         _require("expert_type", self.expert_type, self.expert_type in EXPERT_TYPES, f"one of {', '.join(EXPERT_TYPES)}")
-        _require("router", self.router, self.router in SCORINGS, f"one of {', '.join(SCORINGS)}")
-        _require("router_init", self.router_init, self.router_init in STARTS, f"one of {', '.join(STARTS)}")
+        _require("routing", self.routing, self.routing in SCORINGS, f"one of {', '.join(SCORINGS)}")
+        _require("router", self.router, self.router in STARTS, f"one of {', '.join(STARTS)}")
         _require("num_experts", self.num_experts, counts and min(counts) >= 0 < max(counts), "numbers above 0")
         fewest = min(count for count in counts if count)
+        parts = {"block", "gate", "up", "down"}
+        named = self.ffn is None or (
+            isinstance(self.ffn, dict) and set(self.ffn) == parts and all(isinstance(v, str) for v in self.ffn.values())
+        )
+        _require("ffn", self.ffn, named, "the names of block, gate, up and down")
+        listed = isinstance(self.attention, list | tuple) and all(isinstance(v, str) for v in self.attention)
+        _require("attention", self.attention, self.attention is None or listed, "a list of names")
         _require("top_k", self.top_k, 1 <= self.top_k <= fewest, f"1 to the {fewest} experts of a layer")
         _require("rank", self.rank, self.rank >= 1, "1 or more")
         _require("attention_rank", self.attention_rank, self.attention_rank >= 0, "0 or more")
@@ -84,6 +106,16 @@ def spread_over_depth(counts: Sequence[int], layers: int) -> list[int]:
     """
     _require("num_experts", list(counts), len(counts) <= layers, f"at most one number for each of {layers} layers")
     return [counts[layer * len(counts) // layers] for layer in range(layers)]
+
+
+def _check_numbers(config: "ExpertsConfig") -> None:
+    """Raise ValueError for what came out of a file as another type than it has."""
+    for name in ("top_k", "rank", "attention_rank", "seed"):
+        _require(name, getattr(config, name), type(getattr(config, name)) is int, "a whole number")
+    for name in ("scaling", "attention_scaling", "router_std", "balance_coef", "z_coef"):
+        value = getattr(config, name)
+        finite = type(value) in (int, float) and isfinite(value)
+        _require(name, value, finite or (name == "scaling" and value is None), "a finite number")
 
 
 def _require(name: str, found: object, good: object, expected: str) -> None:

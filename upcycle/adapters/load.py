@@ -23,8 +23,9 @@ def attached(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it is giving up
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    except (ValueError, RuntimeError, KeyError, TypeError, OSError, UserWarning) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, OSError, UserWarning) as error:
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(said[:2])[:300] or type(error).__name__
         raise InputError(f"this adapter cannot be loaded ({reason})", where=adapter) from error
 
 

@@ -1,6 +1,8 @@
 """The tuner: where in a model of transformers experts and low-rank updates go, and how they start."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
@@ -85,6 +87,17 @@ class ExpertsModel(BaseTuner):
         if layer is not target:
             setattr(parent, target_name, layer)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ARG002
+        """Put the base's own module back, for `unload`; peft's would look for a weight in an FFN."""
+        setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_args: Any, **kwargs: Any) -> Iterator[None]:
+        """Raise ValueError for a batch of several adapters, whose names peft would drop."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError("adapters of experts cannot be mixed in one batch; set_adapter chooses one")
+        yield
+
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: ExpertsConfig, adapter_name: str, state_dict: dict[str, Tensor]
@@ -124,10 +137,10 @@ def _added_experts(config: ExpertsConfig, name: str, target: nn.Module, key: str
         return None
     layer = _wrapped(target, config, key)
     width, hidden = _shape(layer.ffn.gate)
-    router = AdapterRouter(count, hidden, cast("Scoring", config.router), config.top_k)
+    router = AdapterRouter(count, hidden, cast("Scoring", config.routing), config.top_k)
     router.balance_coef, router.z_coef = config.balance_coef, config.z_coef
     experts: Experts = EXPERTS[config.expert_type](count, hidden, width, config)
-    if config.router_init == "normal":
+    if config.router == "normal":
         _draw(router, partial(nn.init.normal_, router.weight, std=config.router_std), config, f"{key}.router")
     _draw(experts, experts.draw, config, f"{key}.experts")
     device = _device(layer.ffn.gate)

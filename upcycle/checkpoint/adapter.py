@@ -1,6 +1,7 @@
 """An adapter directory: its config, its tensors, and the model that it belongs to."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from upcycle.errors import CheckpointError, InputError
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
+
+EXPERTS, LORA = "UPCYCLE", "LORA"
+"""Kinds of adapters, `peft_type`: upcycle's own, and peft's plain LoRA."""
+
+_SPECIAL = re.compile(r"[*+?{(|]")
+"""What makes a name a pattern that takes time; a dot or an anchor does not."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,38 @@ class Adapter:
                 expected="base_model_name_or_path", hint="--base names it",
             )  # fmt: skip
         return f"{name}@{revision}" if isinstance(revision, str) and revision and "/" in name else name
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is of upcycle's own kind."""
+        return bool(self.config.get("peft_type") == EXPERTS)
+
+    def check_kind(self) -> None:
+        """Raise InputError for an adapter that upcycle neither trains nor runs; a plain LoRA is one that it does.
+
+        Patterns of module names, which peft matches as regular expressions, are not taken from a file.
+        """
+        kind = self.config.get("peft_type")
+        if kind not in (EXPERTS, LORA):
+            raise InputError(
+                "is an adapter of a kind that cannot be used here", where=self.directory, found=ascii(kind)[:40],
+                expected=f"{EXPERTS} or {LORA}",
+            )  # fmt: skip
+        involved = [text for text in self._patterns() if text != "all-linear" and _SPECIAL.search(text)]
+        if kind == LORA and involved:
+            raise InputError(
+                "holds a pattern of module names, which could take forever to match", where=self.directory,
+                found=ascii(involved[0])[:80], expected="a list of names",
+            )  # fmt: skip
+
+    def _patterns(self) -> Iterator[str]:
+        """Yield what peft would take for regular expressions."""
+        for name in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+            value = self.config.get(name)
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, dict):
+                yield from map(str, value)
 
     def check_base(self, base: Path) -> None:
         """Raise InputError unless the model in `base` is the one that the adapter was made for."""

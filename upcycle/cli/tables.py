@@ -50,8 +50,11 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.3g} {units[0]}"
 
 
-def print_account(account: Account) -> None:
-    """Print what a plan amounts to: a line per part, then memory, paths and the plan's hash."""
+def print_account(account: Account, of: str = "the dense model") -> None:
+    """Print what a plan amounts to: a line per part, then memory, paths and the plan's hash.
+
+    `of` is whose function the output has.
+    """
     click.echo(f"{'part':<11}{'tensors':>9}{'parameters':>19}{'active':>19}{'bytes':>21}")
     for part in account.parts:
         click.echo(f"{part.role:<11}{part.tensors:>9,}{part.parameters:>19,}{part.active:>19,}{part.nbytes:>21,}")
@@ -69,7 +72,7 @@ def print_account(account: Account) -> None:
         ("to run", f"about {size(account.run_memory)}: weights and the cache of {account.cache_tokens:,} tokens"),
         ("to train", f"about {size(account.train_full_memory)} in full, {size(account.train_lora_memory)} by LoRA"),
         ("expert paths", f"{per_layer} choices in each of {layers} layers: 10^{account.paths_log10:.1f}"),
-        ("function", "the same as the dense model's" if account.exact else "near the dense model's, not the same"),
+        ("function", f"the same as {of}'s" if account.exact else f"near {of}'s, not the same"),
         ("plan", account.plan_hash[:16]),
         *(("readers", text) for text in account.reader_limits),
     )
@@ -113,13 +116,13 @@ def print_attached(attached: "Attached") -> None:
 def print_merged(request: Merge, merged: "Merged") -> None:
     """Print what a merge costs, and the proof that it computes the same."""
     account = merged.account
-    print_account(account)
+    print_account(account, "the adapter")
     click.echo(
         f"\n{request.out}: {size(account.disk)}, of a model of {size(merged.base_bytes)} and an adapter of "
         f"{size(merged.adapter_bytes)}"
     )
     if merged.report is None:
-        click.echo(f"nothing was written; {request.out} can be")
+        click.echo("nothing was written; all that can be checked before is in order")
     else:
         print_report(merged.report)
 
@@ -127,9 +130,10 @@ def print_merged(request: Merge, merged: "Merged") -> None:
 def print_trained(trained: "Trained") -> None:
     """Print what a training came to."""
     said = [f"{trained.steps:,} step{'s' * (trained.steps > 1)}"]
-    for what, losses in (("held-out loss", trained.eval_losses), ("loss", trained.losses)):
+    tenth = " (means of the first and the last tenth of the steps)"
+    for what, losses, of in (("held-out loss", trained.eval_losses, ""), ("loss", trained.losses, tenth)):
         if losses:
-            said.append(f"{what} {losses[0]:.4f} -> {losses[-1]:.4f}")
+            said.append(f"{what} {losses[0]:.4f} -> {losses[-1]:.4f}{of}")
     click.echo(f"{trained.out}: {', '.join(said)}")
 
 

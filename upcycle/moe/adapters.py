@@ -52,7 +52,8 @@ class AdapterRouter(nn.Module):
 
     In training, `balance_coef` and `z_coef` weigh losses over all tokens of a call. The backward pass adds their
     gradient by itself, so that any training loop has them, and gradient checkpointing counts them once. They are 0
-    where a training adds losses of its own.
+    where a training adds losses of its own. What multiplies the loss of a training (a GradScaler, one over the steps of
+    accumulation) must multiply them too, since their gradient is not scaled with it.
     """
 
     def __init__(self, experts: int, hidden: int, scoring: Scoring, top_k: int) -> None:
@@ -65,7 +66,8 @@ class AdapterRouter(nn.Module):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits `(T, E)` and weights `(T, K)`, float32, and the chosen experts `(T, K)`, int64."""
-        logits_TE = linear(x_TD.float(), self.weight.float())
+        with torch.autocast(x_TD.device.type, enabled=False):  # it would round what was widened
+            logits_TE = linear(x_TD.float(), self.weight.float())
         probabilities_TE = logits_TE.softmax(-1)
         weights_TK, chosen_TK = probabilities_TE.topk(self.top_k, dim=-1)
         if self.scoring == "topk":

@@ -41,7 +41,10 @@ def mixed_hidden(
 ) -> tuple[Tensor, Tensor]:
     """Return `z` `(T, F)` and what the experts' down projections read of it, weighted, `(T, E R)`."""
     inputs = (gate_TF, up_TF, gate_read_TX, up_read_TX, weights_TK, chosen_TK, gate_B_XF, up_B_XF, down_A_XF)
-    hidden_TF, read_TX = _Mixed.apply(act, experts, *inputs)
+    # autocast gives the FFN's products another data type than x has, and is not there when the backward pass comes
+    alike = (value.to(gate_TF.dtype) if value.is_floating_point() else value for value in inputs)
+    with torch.autocast(gate_TF.device.type, enabled=False):
+        hidden_TF, read_TX = _Mixed.apply(act, experts, *alike)
     return hidden_TF, read_TX
 
 

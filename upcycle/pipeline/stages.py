@@ -67,21 +67,29 @@ def _located(adapter: Path, base: str | None, *, allow_pickle: bool = False) -> 
 
     Raises InputError when it is not there, or is another model than the adapter was made for.
     """
+    from upcycle.adapt.saved import open_saved
     from upcycle.checkpoint.adapter import is_adapter, open_adapter
+    from upcycle.checkpoint.reader import open_checkpoint
+    from upcycle.families.match import match
+    from upcycle.families.table import FAMILIES
 
     if not is_adapter(adapter):
         if base is not None:
             raise InputError("--base is for adapters, and this is none", where=adapter)
         return None
     opened = open_adapter(adapter)
+    opened.check_kind()
     try:
         found = locate(base or opened.base, allow_pickle=allow_pickle)
+        dense = open_checkpoint(found)
     except InputError as error:
         if base is not None:
             raise
         hint = "--base names the directory or Hub id where it is"
         raise InputError(f"the model of this adapter is not to be had ({error})", where=adapter, hint=hint) from None
     opened.check_base(found)
+    if opened.has_experts and dense.config.get("model_type") in FAMILIES:
+        open_saved(adapter, match(dense))
     return found
 
 

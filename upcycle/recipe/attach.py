@@ -6,7 +6,7 @@ from typing import Literal
 
 from upcycle.errors import RecipeError
 from upcycle.option import argument, option
-from upcycle.recipe.checks import check_kinds, require
+from upcycle.recipe.checks import check_kinds, require, require_beside
 from upcycle.recipe.conversion import MAX_EXPERTS
 
 ExpertType = Literal["lora", "bottleneck", "pesc", "ia3"]
@@ -16,6 +16,9 @@ AttentionDeltas = Literal["refuse", "drop", "mean", "sum"]
 Baseline = Literal["single-lora"]
 
 DEFAULT_EXPERTS = 8
+DEFAULT_RANK = 16
+DEFAULT_SCALING = {"lora": 2.0}
+"""By the type of experts; 1 where it is not named."""
 
 _EXPERTS, _ROUTERS, _COMPOSED, _RUN = "Experts", "Routers", "Existing LoRA adapters", "Running"
 
@@ -31,7 +34,8 @@ class Attach:
     )
 
     experts: tuple[int, ...] = option(
-        (), "Experts per layer, 8 if not given; several numbers, as 2,4,6,8, are those of equal parts of the depth.",
+        (), "Experts per layer, 8 if not given; several numbers, as 2,4,6,8, are those of equal parts of the depth "
+        "(and keep it from being merged).",
         group=_EXPERTS, short="n", metavar="N[,N...]", joined=True,
     )  # fmt: skip
     expert_type: ExpertType = option(
@@ -40,7 +44,7 @@ class Attach:
         "a bottleneck on the FFN's output; ia3: a vector that scales the FFN's activation.",
         group=_EXPERTS,
     )
-    rank: int = option(16, "Rank of lora, width of bottleneck and pesc.", group=_EXPERTS)
+    rank: int | None = option(None, "Rank of lora, width of bottleneck and pesc; 16 if not given.", group=_EXPERTS)
     scaling: float | None = option(
         None, "Factor of what experts add (alpha / rank elsewhere); 2 for lora, 1 for others.", group=_EXPERTS
     )
@@ -80,7 +84,7 @@ class Attach:
         fits = all(0 <= count <= MAX_EXPERTS for count in counts) and max(counts) > 0
         require(fits, "experts", self.experts, f"numbers up to {MAX_EXPERTS}, not all 0")
         fewest = min(count for count in counts if count)
-        require(1 <= self.top_k <= fewest, "top_k", self.top_k, f"1 to the {fewest} experts of a layer")
+        require(1 <= self.top_k <= fewest, "top_k", self.top_k, f"1 to {fewest}, the experts of a layer")
         if self.routing == "topk" and self.top_k == 1:
             raise RecipeError(
                 "the router would never learn: the weights of the chosen experts are divided by their sum, so with one "
@@ -88,14 +92,16 @@ class Attach:
                 found="--top-k 1", expected="--top-k 2 or more", option="top_k",
                 hint="--routing top1 weighs the one expert by its probability",
             )  # fmt: skip
-        require(1 <= self.rank <= 2**14, "rank", self.rank, f"1 to {2**14}")
+        require(1 <= self.width <= 2**14, "rank", self.rank, f"1 to {2**14}")
         require(0 <= self.attention_rank <= 2**14, "attention_rank", self.attention_rank, f"0 to {2**14}")
         scaling = self.factor
         require(0 < scaling < math.inf, "scaling", self.scaling, "a finite number above 0")
         require(0 <= self.router_std < math.inf, "router_std", self.router_std, "a finite number, 0 or more")
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, in 63 bits")
         lora = self.expert_type == "lora"
-        require(lora or not self.shared_a, "shared_a", True, "--expert-type lora beside it")
+        require_beside(lora or not self.shared_a, "shared_a", True, "--expert-type lora")
+        vectors = self.expert_type == "ia3"
+        require_beside(not vectors or self.rank is None, "rank", self.rank, "none for ia3, whose experts are vectors")
         self._check_composed(lora)
 
     @property
@@ -104,11 +110,16 @@ class Attach:
         return self.experts or (len(self.from_lora) or DEFAULT_EXPERTS,)
 
     @property
+    def width(self) -> int:
+        """The rank, or the width of an expert."""
+        return DEFAULT_RANK if self.rank is None else self.rank
+
+    @property
     def factor(self) -> float:
         """Of what experts add."""
         if self.scaling is not None:
             return self.scaling
-        return 2.0 if self.expert_type == "lora" else 1.0
+        return DEFAULT_SCALING.get(self.expert_type, 1.0)
 
     @property
     def start(self) -> RouterStart:
@@ -116,13 +127,15 @@ class Attach:
         return self.router or ("prototypes" if self.from_lora else "normal")
 
     def _check_composed(self, lora: bool) -> None:
-        loras = self.from_lora
-        require(not loras or lora, "expert_type", self.expert_type, "lora, beside --from-lora")
-        require(not loras or self.counts == (len(loras),), "experts", self.experts, f"the {len(loras)} of --from-lora")
-        require(not loras or self.scaling is None, "scaling", self.scaling, "none beside --from-lora: each has its own")
-        require(not loras or not self.attention_rank, "attention_rank", self.attention_rank, "0 beside --from-lora")
-        require(not loras or self.baseline is None, "baseline", self.baseline, "no --from-lora beside it")
-        drawn = self.router != "prototypes"
-        require(bool(loras) or drawn, "router", self.router, "--from-lora beside it, to take them from")
-        policy = self.attention_deltas
-        require(bool(loras) or policy == "refuse", "attention_deltas", policy, "--from-lora beside it")
+        loras, count = self.from_lora, len(self.from_lora)
+        if not loras:
+            require_beside(self.router != "prototypes", "router", self.router, "--from-lora, to take them from")
+            policy = self.attention_deltas
+            require_beside(policy == "refuse", "attention_deltas", policy, "--from-lora")
+            return
+        require_beside(lora, "from_lora", f"--expert-type {self.expert_type}", "--expert-type lora")
+        require_beside(self.counts == (count,), "experts", self.experts, f"the {count} of --from-lora")
+        require_beside(self.scaling is None, "scaling", self.scaling, "no --from-lora: each LoRA has its own")
+        require_beside(self.rank is None, "rank", self.rank, "no --from-lora: each LoRA has its own")
+        require_beside(not self.attention_rank, "attention_rank", self.attention_rank, "no --from-lora")
+        require_beside(self.baseline is None, "baseline", self.baseline, "no --from-lora")

@@ -18,10 +18,19 @@ def check_kinds(request: Any) -> None:
 def require(good: bool, name: str, found: object, expected: str) -> None:
     """Raise RecipeError, naming the option `name`, unless its value is `good`."""
     if not good:
-        flag = f"--{name.replace('_', '-')}"
         raise RecipeError(
-            f"{name} is out of range", found=found, expected=expected, hint=f"set it with {flag}", option=name
+            f"{name} is out of range", found=found, expected=expected, hint=f"set it with {_flag(name)}", option=name
         )
+
+
+def require_beside(good: bool, name: str, found: object, other: str) -> None:
+    """Raise RecipeError unless the option `name` goes with `other`, which says what it needs or excludes."""
+    if not good:
+        raise RecipeError(f"{_flag(name)} does not go with the other options", found=found, expected=other, option=name)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def recorded(request: Any) -> dict[str, Any]:

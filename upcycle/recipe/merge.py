@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from upcycle.option import argument, option
-from upcycle.recipe.checks import check_kinds, require
+from upcycle.recipe.checks import check_kinds, require, require_beside
 from upcycle.recipe.conversion import Dtype, shard_bytes
 
 Form = Literal["full", "compact"]
@@ -53,7 +53,7 @@ class Merge:
     def __post_init__(self) -> None:
         """Raise RecipeError for values that no merge can have."""
         check_kinds(self)
-        require(self.target is None or self.to == "compact", "target", self.target, "--to compact beside it")
+        require_beside(self.target is None or self.to == "compact", "target", self.target, "--to compact")
         require(2 <= self.tokens <= 10**5, "tokens", self.tokens, "2 to 100,000")
         require(self.proof_layers >= 0, "proof_layers", self.proof_layers, "0 or more")
         self.shard_bytes()

@@ -4,14 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from upcycle.adapters.config import PEFT_TYPE
 from upcycle.adapters.load import attached, expert_layers
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, open_adapter
-from upcycle.errors import InputError
 from upcycle.moe.adapters import AdapterRouter
 from upcycle.train.lora import restore
-
-LORA = "LORA"
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:
@@ -20,14 +16,10 @@ def with_adapter(model: Any, adapter: Path) -> Any:
     The losses by which the routers of adapter experts would train in any loop are switched off.
     Raises InputError for adapters of other kinds, and for those that do not fit the model.
     """
-    kind = open_adapter(adapter).config.get("peft_type")
-    if kind not in (PEFT_TYPE, LORA):
-        raise InputError(
-            "is an adapter of a kind that cannot be trained here", where=adapter, found=kind,
-            expected=f"{PEFT_TYPE} or {LORA}",
-        )  # fmt: skip
+    opened = open_adapter(adapter)
+    opened.check_kind()
     wrapped = attached(model, adapter, trainable=True)
-    if kind == LORA:
+    if not opened.has_experts:
         restore(wrapped, adapter)  # again: peft rounds to the model's data type before it widens to float32
     for _, layer in expert_layers(wrapped):
         for router in layer.upcycle_router.children():
