@@ -188,6 +188,20 @@ def test_a_base_that_moved_is_asked_for_and_named_by_base(tiny: Path, tmp_path: 
         stages.run(moved)
 
 
+def test_an_adapter_trained_on_a_base_that_moved_names_its_new_place(tmp_path: Path):
+    base, there = stages.locate("demo:tiny"), tmp_path / "there"
+    adapter = attach("demo:tiny", tmp_path / "adapter")
+    shutil.copytree(base, there)
+    (tmp_path / "book.txt").write_text("In the beginning God created the heaven and the earth. " * 400)
+    request = Train(
+        model=str(adapter), out=str(tmp_path / "out"), data=(str(tmp_path / "book.txt"),), base=str(there), seq_len=32,
+        batch_size=2, max_steps=1,
+    )  # fmt: skip
+    stages.run(request)
+    assert config_of(tmp_path / "out") == {**config_of(adapter), "base_model_name_or_path": str(there.resolve())}
+    assert config_of(adapter)["base_model_name_or_path"] == str(base.resolve())
+
+
 def test_base_is_for_adapters(tiny: Path):
     with pytest.raises(InputError, match="--base is for adapters"):
         stages.run(Generate(model=str(tiny), prompt="x", base=str(tiny)))

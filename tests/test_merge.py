@@ -13,7 +13,7 @@ from tests.conftest import edit_json
 from tests.drawn_adapters import draw_adapter, formula_model, scale_tensors
 from tests.merging import logits_error, run_merge
 from tests.test_compact import float32_copy
-from upcycle.adapt import build, proof, reread
+from upcycle.adapt import build, changes, proof, reread
 from upcycle.adapt.depth import memory_needed
 from upcycle.adapt.merge import _drafted, merge, rehearse
 from upcycle.checkpoint.reader import open_checkpoint
@@ -154,7 +154,7 @@ def test_an_expert_that_no_token_chose_is_told(base: Path, tmp_path: Path) -> No
         merged = run_merge(adapter, base, tmp_path / to, to=to)
         draft = _draft(adapter, base, to)
         report = Report()
-        proof._report_experts(report, draft, open_checkpoint(tmp_path / to))
+        changes.report_experts(report, draft, open_checkpoint(tmp_path / to))
         assert report.lines[0].verdict == "note"
         assert "1 of 8 equal the base: layer 1, expert 2" in report.lines[0].text
         assert merged.plan.exact

@@ -111,7 +111,7 @@ def _check_width(request: Attach, checkpoint: Checkpoint) -> None:
 
 
 def _experts(matched: Match, request: Attach, base: Path, loras: Sequence[Path]) -> _Draft:
-    composed = _composed(request, base, loras)
+    composed = _composed(matched, request, base, loras)
     start = "zeros" if request.start == "prototypes" else request.start
     config = ExpertsConfig(
         expert_type=request.expert_type,
@@ -147,13 +147,12 @@ def _skeleton(base: Path) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def _composed(request: Attach, base: Path, loras: Sequence[Path]) -> Composed | None:
+def _composed(matched: Match, request: Attach, base: Path, loras: Sequence[Path]) -> Composed | None:
     if not loras:
         return None
-    config = open_checkpoint(base).config
     read = [read_lora(path) for path in loras]
     policy, shared = request.attention_deltas, request.shared_a
-    return compose(read, config, attention=policy, shared_a=shared, base=_base_name(base)[0])
+    return compose(read, matched, attention=policy, shared_a=shared, base=_base_name(base)[0])
 
 
 def _fill(tensors: dict[str, Tensor], composed: Composed, matched: Match, request: Attach) -> None:

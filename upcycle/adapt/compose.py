@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from torch.nn.functional import pad
 from upcycle.adapt.lora_files import Delta, Lora
 from upcycle.errors import InputError, RecipeError
 from upcycle.families.family import Names
-from upcycle.families.match import find_family, target_config
+from upcycle.families.match import Match
 from upcycle.recipe.attach import AttentionDeltas
 
 
@@ -48,13 +47,13 @@ class Composed:
 
 def compose(
     loras: Sequence[Lora],
-    config: Mapping[str, Any],
+    matched: Match,
     *,
     attention: AttentionDeltas = "refuse",
     shared_a: bool = False,
     base: str | None = None,
 ) -> Composed:
-    """Make experts of LoRAs, in their order, for the dense model whose config.json is `config`.
+    """Make experts of LoRAs, in their order, for a dense model.
 
     `attention` is what becomes of updates of the attention: the LoRAs that have them are refused, or the updates are
     left out, or one update is made that is their mean over all LoRAs or their sum. `shared_a` keeps one A for all
@@ -65,7 +64,7 @@ def compose(
     """
     if not loras:
         raise RecipeError("no LoRA to make experts of", option="from_lora")
-    dense = _Dense.of(config)
+    dense = _Dense.of(matched)
     placed = [_place(lora, dense) for lora in loras]
     _refuse_without_ffn(loras, placed, dense)
     if attention == "refuse":
@@ -101,21 +100,13 @@ class _Dense:
         return (self.names.gate, self.names.up, self.names.down)
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "_Dense":
-        family = find_family(config)
-        names, known = family.names, target_config(family, config)
-        sizes = {
-            "D": known["hidden_size"],
-            "F": known["intermediate_size"],
-            "Q": known["num_attention_heads"] * known["head_dim"],
-            "K": known["num_key_value_heads"] * known["head_dim"],
-        }
-        rows = {row.source: row.shape for row in family.tensors}
+    def of(cls, matched: Match) -> "_Dense":
+        names, rows = matched.family.names, {row.source: row.shape for row in matched.family.tensors}
         shapes = {
-            name: tuple(sizes[letter] for letter in rows[f"model.layers.{{layer}}.{name}.weight"])
+            name: matched.shape(rows[f"model.layers.{{layer}}.{name}.weight"])
             for name in (names.gate, names.up, names.down, *names.attention)
         }
-        return cls(names, known["num_hidden_layers"], shapes)
+        return cls(names, matched.sizes["L"], shapes)
 
 
 _Placed = Mapping[tuple[int, str], Delta]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.adapt.build import Draft, build_merge
+from upcycle.adapt.changes import refuse_unchanged
 from upcycle.adapt.saved import Saved, open_saved
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import UpcycleError
@@ -76,8 +77,6 @@ def merge(adapter: Path, base: Path, request: Merge, start: Callable[[int], Adva
 
 
 def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoint, Saved]:
-    from upcycle.adapt.proof import refuse_unchanged
-
     checkpoint = open_checkpoint(base)
     matched = match(checkpoint)
     saved = open_saved(adapter, matched)

@@ -8,8 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import inf, isfinite
@@ -24,7 +23,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from upcycle.adapt import reread
-from upcycle.adapt.build import Change, Draft, disk_slice
+from upcycle.adapt.build import Draft
+from upcycle.adapt.changes import NAMED, report_experts
 from upcycle.adapt.depth import (
     FLOAT_BYTES,
     available_memory,
@@ -38,14 +38,12 @@ from upcycle.adapt.depth import (
 from upcycle.adapters.load import attached
 from upcycle.checkpoint.adapter import Adapter, open_adapter
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
-from upcycle.errors import UnsupportedError, UpcycleError
+from upcycle.errors import UpcycleError
 from upcycle.plan.compare import compare_tensors, report_tensors
-from upcycle.plan.compute import encoded_blocks
 from upcycle.plan.dtypes import DTYPE_WORDS
 from upcycle.plan.make import worker_count
 from upcycle.plan.receipt import read_receipt
 from upcycle.plan.report import Line, Report
-from upcycle.plan.values import Floats, decode, read_blocks
 from upcycle.recipe.merge import Merge
 from upcycle.text.read import random_ids, read_text, token_ids
 
@@ -65,24 +63,6 @@ FRUGAL = {"HF_DEACTIVATE_ASYNC_LOAD": "1", "MALLOC_MMAP_THRESHOLD_": str(10**6)}
 """Environment in which loading takes little more than the weights: transformers reads all experts before it stacks the
 first, and glibc keeps what their parts leave behind (1.7 and 1.4 times as much, measured)."""
 
-NAMED = 3  # at most in a message
-
-
-def refuse_unchanged(draft: Draft, base: Path) -> None:
-    """Raise UnsupportedError when all experts of a layer would be the base's FFN in the data type that is written."""
-    same = {(change.layer, change.expert) for change in _unchanged_experts(draft.changes, None)}
-    layers = _whole_layers(draft.changes, same)
-    if not layers:
-        return
-    names = [change.place for change in draft.changes if change.layer in layers]
-    dtypes = {DTYPE_WORDS[change.write.dtype] for change in draft.changes}
-    raise UnsupportedError(
-        f"the experts of {len(layers)} layers equal the base in {', '.join(sorted(dtypes))}: mere copies of it",
-        where=base,
-        found=", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else ""),
-        hint="the adapter is untrained, or what it learned is lost in rounding, which --dtype f32 prevents",
-    )
-
 
 def prove(draft: Draft, wide: Draft, base: Checkpoint, adapter: Path, output: Path, request: Merge) -> Report:
     """Return what holds of the checkpoint in `output`; raise UpcycleError when transformers cannot even run it.
@@ -95,7 +75,7 @@ def prove(draft: Draft, wide: Draft, base: Checkpoint, adapter: Path, output: Pa
     receipt = read_receipt(made)
     report_tensors(report, compare_tensors(draft.plan, made, receipt, worker_count(), lambda _: None), receipt)
     if report.passed:  # else a tensor of an expert may not even be there
-        _report_experts(report, draft, made)
+        report_experts(report, draft, made)
     if not report.passed:
         report.lines.append(Line("models", "note", "not run: what is wrong above comes first"))
         return report
@@ -293,62 +273,3 @@ def _report_greedy(report: Report, ours: list[int], margins: list[float], theirs
     tie = margins[place] <= 2 * TOLERANCE * largest
     text = f"the same for {place} of {len(ours)} tokens; there the likeliest is {margins[place]:.1e} ahead"
     report.add("greedy text", False, text, otherwise="note" if tie else "FAIL")
-
-
-def _report_experts(report: Report, draft: Draft, output: Checkpoint) -> None:
-    """Every expert, as it is on disk, is another than the base."""
-    every = {(change.layer, change.expert) for change in draft.changes}
-    same = {(change.layer, change.expert) for change in _unchanged_experts(draft.changes, output)}
-    if not same:
-        report.add("experts", True, f"all {len(every)} differ from the base on disk")
-        return
-    names = "; ".join(f"layer {layer}, expert {expert}" for layer, expert in sorted(same)[:NAMED])
-    text = f"{len(same)} of {len(every)} equal the base: {names}" + (" ..." if len(same) > NAMED else "")
-    report.add("experts", False, text, otherwise="FAIL" if _whole_layers(draft.changes, same) else "note")
-
-
-def _whole_layers(changes: Iterable[Change], same: set[tuple[int, int]]) -> set[int]:
-    """Return the layers all of whose experts are among `same`."""
-    return {change.layer for change in changes} - {c.layer for c in changes if (c.layer, c.expert) not in same}
-
-
-def _unchanged_experts(changes: Iterable[Change], output: Checkpoint | None) -> Iterator[Change]:
-    """Yield a change of every expert none of whose tensors differs from the base: as planned, or as `output` has it."""
-    by_expert: dict[tuple[int, int], list[Change]] = defaultdict(list)
-    for change in changes:
-        by_expert[change.layer, change.expert].append(change)
-    for group in by_expert.values():
-        if not any(_differs(change, output) for change in group):
-            yield group[0]
-
-
-def _differs(change: Change, output: Checkpoint | None) -> bool:
-    """Whether any value is another than the base's; reads no further than to the first."""
-    found = _planned(change) if output is None else _on_disk(change, output)
-    base = _planned(replace(change, write=replace(change.write, source=change.base)))
-    return any((ours != theirs).any() for ours, theirs in _side_by_side(found, base))
-
-
-def _planned(change: Change) -> Iterator[Floats]:
-    for data in encoded_blocks(change.write):
-        yield decode(data, change.write.dtype)
-
-
-def _on_disk(change: Change, output: Checkpoint) -> Iterator[Floats]:
-    spec = disk_slice(change, output.tensors[change.place])
-    width = spec.shape[-1]
-    for values in read_blocks(spec, row=width):
-        yield values.reshape(-1, width)[:, change.column :].ravel()
-
-
-def _side_by_side(one: Iterator[Floats], other: Iterator[Floats]) -> Iterator[tuple[Floats, Floats]]:
-    """Yield the values of two streams in pieces of equal length."""
-    left = right = np.empty(0, dtype=np.float32)
-    while True:
-        left = left if left.size else next(one, left)
-        right = right if right.size else next(other, right)
-        count = min(left.size, right.size)
-        if not count:
-            return
-        yield left[:count], right[:count]
-        left, right = left[count:], right[count:]

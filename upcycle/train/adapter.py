@@ -1,11 +1,13 @@
 """An adapter that is trained on a frozen model: upcycle's experts, or a plain LoRA of peft."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from upcycle.adapters.load import attached, expert_layers
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, open_adapter
+from upcycle.checkpoint.strict_json import read_object
 from upcycle.moe.adapters import AdapterRouter
 from upcycle.train.lora import restore
 
@@ -28,7 +30,12 @@ def with_adapter(model: Any, adapter: Path) -> Any:
     return wrapped
 
 
-def save_adapter(model: Any, directory: Path, source: Path) -> None:
-    """Write the adapter of a wrapped model; what its config says, as of the base, is what it says in `source`."""
+def save_adapter(model: Any, directory: Path, source: Path, base: Path) -> None:
+    """Write the adapter of a wrapped model; its config is that of `source`, but for where its base lies."""
     model.save_pretrained(directory, save_embedding_layers=False)  # else peft asks the Hub about the base
-    shutil.copyfile(source / ADAPTER_CONFIG, directory / ADAPTER_CONFIG)
+    config, place = read_object(source / ADAPTER_CONFIG), str(base.resolve())
+    if config.get("revision") or config.get("base_model_name_or_path") == place:
+        shutil.copyfile(source / ADAPTER_CONFIG, directory / ADAPTER_CONFIG)
+    else:  # it was found elsewhere
+        config["base_model_name_or_path"] = place
+        (directory / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

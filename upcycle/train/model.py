@@ -72,7 +72,7 @@ class Trainee:
         An adapter that was trained stays one.
         """
         if self.base is not None:
-            save_adapter(self.model, directory, self.source)
+            save_adapter(self.model, directory, self.source, self.base)
         else:
             self._save_model(directory, merged=merged)
         for page in directory.rglob("README.md"):  # peft's, with everything still to be filled in
