@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from upcycle.moe.losses import balance_loss, z_loss
-from upcycle.moe.lowrank import mixed_hidden
+from upcycle.moe.lowrank import Reading, mixed_hidden
 
 Scoring = Literal["topk", "dense", "top1"]
 
@@ -126,7 +126,7 @@ class LoraExperts(Experts):
         """See Experts."""
         x_TD = x.flatten(0, -2)
         gate, up = ffn.gate(x), ffn.up(x)
-        hidden_TF, read_TX = mixed_hidden(
+        reading = Reading(
             gate.flatten(0, -2),
             up.flatten(0, -2),
             linear(x_TD, _rows(self.gate_A, x)),
@@ -136,9 +136,8 @@ class LoraExperts(Experts):
             _columns(self.gate_B, x) * self.scaling,
             _columns(self.up_B, x) * self.scaling,
             _rows(self.down_A, x),
-            ffn.act,
-            self.experts,
         )
+        hidden_TF, read_TX = mixed_hidden(reading, ffn.act, self.experts)
         written_TD = read_TX @ (_columns(self.down_B, x) * self.scaling)
         output: Tensor = ffn.down(hidden_TF.view(gate.shape))
         return output + written_TD.view(output.shape)

@@ -12,7 +12,7 @@ Shapes: T tokens, K top-k, F intermediate, E experts, R rank; X is E * R, and in
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,30 +26,32 @@ PIECE = {"cpu": 256}
 PIECE_ELSEWHERE = 8192
 
 
-def mixed_hidden(
-    gate_TF: Tensor,
-    up_TF: Tensor,
-    gate_read_TX: Tensor,
-    up_read_TX: Tensor,
-    weights_TK: Tensor,
-    chosen_TK: Tensor,
-    gate_B_XF: Tensor,
-    up_B_XF: Tensor,
-    down_A_XF: Tensor,
-    act: Activation,
-    experts: int,
-) -> tuple[Tensor, Tensor]:
+class Reading(NamedTuple):
+    """What the hidden activations are made of: a row for every token, then the matrices of all experts."""
+
+    gate_TF: Tensor  # W_gate x
+    up_TF: Tensor
+    gate_read_TX: Tensor  # A x, of all experts
+    up_read_TX: Tensor
+    weights_TK: Tensor
+    chosen_TK: Tensor
+    gate_B_XF: Tensor
+    up_B_XF: Tensor
+    down_A_XF: Tensor
+
+
+_ROWS = Reading._fields.index("gate_B_XF")
+"""How many of them have a row for every token."""
+
+
+def mixed_hidden(reading: Reading, act: Activation, experts: int) -> tuple[Tensor, Tensor]:
     """Return `z` `(T, F)` and what the experts' down projections read of it, weighted, `(T, E R)`."""
-    inputs = (gate_TF, up_TF, gate_read_TX, up_read_TX, weights_TK, chosen_TK, gate_B_XF, up_B_XF, down_A_XF)
     # autocast gives the FFN's products another data type than x has, and is not there when the backward pass comes
-    alike = (value.to(gate_TF.dtype) if value.is_floating_point() else value for value in inputs)
-    with torch.autocast(gate_TF.device.type, enabled=False):
+    dtype = reading.gate_TF.dtype
+    alike = (value.to(dtype) if value.is_floating_point() else value for value in reading)
+    with torch.autocast(reading.gate_TF.device.type, enabled=False):
         hidden_TF, read_TX = _Mixed.apply(act, experts, *alike)
     return hidden_TF, read_TX
-
-
-_ROWS = 6
-"""Inputs that have a row for every token come first; the others are the experts' matrices."""
 
 
 class _Mixed(torch.autograd.Function):
@@ -60,7 +62,7 @@ class _Mixed(torch.autograd.Function):
         gate_TF, matrix_XF = inputs[0], inputs[_ROWS]
         hidden_TF, read_TX = torch.empty_like(gate_TF), gate_TF.new_empty(len(gate_TF), len(matrix_XF))
         for piece in _pieces(gate_TF):
-            part = _mix(act, experts, *_cut(inputs, piece))
+            part = _mix(act, experts, _cut(inputs, piece))
             hidden_TF[piece], read_TX[piece] = part
         return hidden_TF, read_TX
 
@@ -78,7 +80,7 @@ class _Mixed(torch.autograd.Function):
                     rows[number].requires_grad_()
             leaves = [*rows, *matrices]
             with torch.enable_grad():
-                outputs = _mix(ctx.act, ctx.experts, *leaves)
+                outputs = _mix(ctx.act, ctx.experts, Reading(*leaves))
             upstream = [gradient[piece] for gradient in gradients]
             given = torch.autograd.grad(outputs, [leaves[number] for number in wanted], upstream)
             for number, gradient in zip(wanted, given, strict=True):
@@ -89,29 +91,17 @@ class _Mixed(torch.autograd.Function):
         return (None, None, *(found.get(number) for number in range(len(inputs))))
 
 
-def _mix(
-    act: Activation,
-    experts: int,
-    gate_TF: Tensor,
-    up_TF: Tensor,
-    gate_read_TX: Tensor,
-    up_read_TX: Tensor,
-    weights_TK: Tensor,
-    chosen_TK: Tensor,
-    gate_B_XF: Tensor,
-    up_B_XF: Tensor,
-    down_A_XF: Tensor,
-) -> tuple[Tensor, Tensor]:
-    rank = len(gate_B_XF) // experts
-    base_TF = act(gate_TF) * up_TF
-    hidden_TF, read_TX = base_TF, gate_TF.new_zeros(len(gate_TF), len(gate_B_XF))
-    for k in range(weights_TK.shape[1]):
-        mask_TE1 = one_hot(chosen_TK[:, k], experts).to(gate_TF.dtype)[:, :, None]
-        gated_TF = torch.addmm(gate_TF, _masked(gate_read_TX, mask_TE1, rank), gate_B_XF)
-        expert_TF = act(gated_TF) * torch.addmm(up_TF, _masked(up_read_TX, mask_TE1, rank), up_B_XF)
-        weight_T1 = weights_TK[:, k : k + 1]
+def _mix(act: Activation, experts: int, of: Reading) -> tuple[Tensor, Tensor]:
+    rank = len(of.gate_B_XF) // experts
+    base_TF = act(of.gate_TF) * of.up_TF
+    hidden_TF, read_TX = base_TF, of.gate_TF.new_zeros(len(of.gate_TF), len(of.gate_B_XF))
+    for k in range(of.weights_TK.shape[1]):
+        mask_TE1 = one_hot(of.chosen_TK[:, k], experts).to(of.gate_TF.dtype)[:, :, None]
+        gated_TF = torch.addmm(of.gate_TF, _masked(of.gate_read_TX, mask_TE1, rank), of.gate_B_XF)
+        expert_TF = act(gated_TF) * torch.addmm(of.up_TF, _masked(of.up_read_TX, mask_TE1, rank), of.up_B_XF)
+        weight_T1 = of.weights_TK[:, k : k + 1]
         hidden_TF = hidden_TF + weight_T1 * (expert_TF - base_TF)
-        read_TX = read_TX + weight_T1 * _masked(expert_TF @ down_A_XF.T, mask_TE1, rank)
+        read_TX = read_TX + weight_T1 * _masked(expert_TF @ of.down_A_XF.T, mask_TE1, rank)
     return hidden_TF, read_TX
 
 
@@ -126,5 +116,5 @@ def _pieces(gate_TF: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(gate_TF), size)]
 
 
-def _cut(inputs: Sequence[Tensor], piece: slice) -> list[Tensor]:
-    return [value[piece] for value in inputs[:_ROWS]] + list(inputs[_ROWS:])
+def _cut(inputs: Sequence[Tensor], piece: slice) -> Reading:
+    return Reading(*(value[piece] for value in inputs[:_ROWS]), *inputs[_ROWS:])
