@@ -1,7 +1,8 @@
 """`adapter_config.json` of adapter experts: what is needed to build them again on the model they belong to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import isfinite
 from typing import Any
 
@@ -15,6 +16,8 @@ PEFT_TYPE = EXPERTS
 EXPERT_TYPES = ("lora", "bottleneck", "pesc", "ia3")
 SCORINGS = ("topk", "dense", "top1")
 STARTS = ("normal", "zeros")
+PARTS = ("block", "gate", "up", "down")
+"""Of an FFN."""
 
 
 @dataclass
@@ -65,30 +68,34 @@ class ExpertsConfig(PeftConfig):
         from peft.utils import PeftType
 
         self.peft_type = PeftType[PEFT_TYPE]
-        listed = isinstance(self.num_experts, int | list | tuple)
-        _require("num_experts", self.num_experts, listed, "a number, or a list of them")
-        counts = self.counts
-        _require("num_experts", counts, counts and all(type(count) is int for count in counts), "whole numbers")
-        _check_numbers(self)
         if self.scaling is None:
             self.scaling = DEFAULT_SCALING.get(self.expert_type, 1.0)
-        _require("expert_type", self.expert_type, self.expert_type in EXPERT_TYPES, f"one of {', '.join(EXPERT_TYPES)}")
-        _require("routing", self.routing, self.routing in SCORINGS, f"one of {', '.join(SCORINGS)}")
-        _require("router", self.router, self.router in STARTS, f"one of {', '.join(STARTS)}")
-        _require("num_experts", self.num_experts, counts and min(counts) >= 0 < max(counts), "numbers above 0")
-        fewest = min(count for count in counts if count)
-        parts = {"block", "gate", "up", "down"}
-        named = self.ffn is None or (
-            isinstance(self.ffn, dict) and set(self.ffn) == parts and all(isinstance(v, str) for v in self.ffn.values())
-        )
-        _require("ffn", self.ffn, named, "the names of block, gate, up and down")
-        listed = isinstance(self.attention, list | tuple) and all(isinstance(v, str) for v in self.attention)
-        _require("attention", self.attention, self.attention is None or listed, "a list of names")
-        _require("top_k", self.top_k, 1 <= self.top_k <= fewest, f"1 to the {fewest} experts of a layer")
-        _require("rank", self.rank, self.rank >= 1, "1 or more")
-        _require("attention_rank", self.attention_rank, self.attention_rank >= 0, "0 or more")
-        fits = not self.shared_a or self.expert_type == "lora"
-        _require("shared_a", self.shared_a, fits, "experts of type lora, which have an A")
+        for name, holds, expected in chain(self._types(), self._rules()):  # one by one: each counts on those before
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected {expected}")
+
+    def _types(self) -> Iterator[tuple[str, object, str]]:
+        """Yield what must hold of the fields' types: they may come out of a file."""
+        for name in ("top_k", "rank", "attention_rank", "seed"):
+            yield name, type(getattr(self, name)) is int, "a whole number"
+        for name in ("scaling", "attention_scaling", "router_std", "balance_coef", "z_coef"):
+            yield name, _is_finite(getattr(self, name)), "a finite number"
+        listed = isinstance(self.num_experts, int | list | tuple)
+        yield "num_experts", listed and all(type(count) is int for count in self.counts), "whole numbers"
+        yield "ffn", self.ffn is None or _names(self.ffn, PARTS), f"the names of {', '.join(PARTS)}"
+        yield "attention", self.attention is None or _are_texts(self.attention), "a list of names"
+
+    def _rules(self) -> Iterator[tuple[str, object, str]]:
+        """Yield what must hold of the values, given that their types do."""
+        for name, known in (("expert_type", EXPERT_TYPES), ("routing", SCORINGS), ("router", STARTS)):
+            yield name, getattr(self, name) in known, f"one of {', '.join(known)}"
+        counts = [count for count in self.counts if count]
+        yield "num_experts", counts and min(counts) > 0, "numbers above 0"
+        fewest = min(counts)
+        yield "top_k", 1 <= self.top_k <= fewest, f"1 to the {fewest} experts of a layer"
+        yield "rank", self.rank >= 1, "1 or more"
+        yield "attention_rank", self.attention_rank >= 0, "0 or more"
+        yield "shared_a", not self.shared_a or self.expert_type == "lora", "experts of type lora, which have an A"
 
     @property
     def counts(self) -> list[int]:
@@ -104,20 +111,19 @@ def spread_over_depth(counts: Sequence[int], layers: int) -> list[int]:
     """Return the number of experts of every layer: each of `counts` is that of an equal part of the depth (MoLA,
     2402.08562); raise ValueError where there are more of them than layers.
     """
-    _require("num_experts", list(counts), len(counts) <= layers, f"at most one number for each of {layers} layers")
+    if len(counts) > layers:
+        raise ValueError(f"num_experts is {list(counts)}, expected at most one number for each of {layers} layers")
     return [counts[layer * len(counts) // layers] for layer in range(layers)]
 
 
-def _check_numbers(config: "ExpertsConfig") -> None:
-    """Raise ValueError for what came out of a file as another type than it has."""
-    for name in ("top_k", "rank", "attention_rank", "seed"):
-        _require(name, getattr(config, name), type(getattr(config, name)) is int, "a whole number")
-    for name in ("scaling", "attention_scaling", "router_std", "balance_coef", "z_coef"):
-        value = getattr(config, name)
-        finite = type(value) in (int, float) and isfinite(value)
-        _require(name, value, finite or (name == "scaling" and value is None), "a finite number")
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _require(name: str, found: object, good: object, expected: str) -> None:
-    if not good:
-        raise ValueError(f"{name} is {found}, expected {expected}")
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
+
+
+def _names(named: object, parts: Sequence[str]) -> bool:
+    """Whether this names all the parts of something, and nothing else."""
+    return isinstance(named, dict) and set(named) == set(parts) and _are_texts(list(named.values()))
