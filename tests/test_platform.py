@@ -225,6 +225,8 @@ NAMES = {
 }
 PLACES = ("/proc", "/dev/", "/sys/", "/tmp", "/etc")
 GUARDED = {
+    ("upcycle/adapt/depth.py", "available_memory"): {"/proc/meminfo", "/sys/fs/cgroup"},
+    ("upcycle/adapt/depth.py", "give_back"): {"CDLL"},
     ("upcycle/checkpoint/lock.py", "_lock"): {"fcntl", "msvcrt"},
     ("upcycle/checkpoint/place.py", "exchange"): {"CDLL", "renameat2"},
     ("upcycle/checkpoint/writer.py", "_move_in_kernel"): {"copy_file_range"},
@@ -233,7 +235,7 @@ GUARDED = {
     ("upcycle/plan/execute.py", "_disk_bytes"): {"st_blocks"},
     ("upcycle/train/manifest.py", "_forget"): {"posix_fadvise"},
 }
-"""Where they are used; each of these functions has another way, and the tests above take it."""
+"""Where they are used; each of these functions has another way, and the tests above, or those of its own module, take it."""
 
 
 def uses(tree: ast.AST) -> dict[str, set[str]]:
