@@ -235,7 +235,7 @@ GUARDED = {
     ("upcycle/plan/execute.py", "_disk_bytes"): {"st_blocks"},
     ("upcycle/train/manifest.py", "_forget"): {"posix_fadvise"},
 }
-"""Where they are used; each of these functions has another way, and the tests above, or those of its own module, take it."""
+"""Where they are used; each of these functions has another way, and the tests above, or of its module, take it."""
 
 
 def uses(tree: ast.AST) -> dict[str, set[str]]:
