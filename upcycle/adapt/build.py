@@ -9,11 +9,11 @@
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from upcycle.adapt.saved import Saved, slice_of
+from upcycle.adapt.draft import Change, Draft
+from upcycle.adapt.saved import Saved
 from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec, read_header
 from upcycle.checkpoint.reader import CHAT_TEMPLATE_FILES, GENERATION_FILE, TOKENIZER_FILES, Checkpoint, present_files
 from upcycle.errors import UnsupportedError
@@ -22,38 +22,13 @@ from upcycle.families.family import TensorRow
 from upcycle.families.match import Match
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
 from upcycle.plan.layout import lay_out
-from upcycle.plan.plan import Plan, Write
+from upcycle.plan.plan import MAX_TENSORS, Plan, Write
 from upcycle.plan.sources import Columns, Copy, LowRank, Part, RowScaled, Scaled, Source, Stacked, Zeros, reads
 from upcycle.recipe.merge import Merge
 
 GROUPED_BYTES = 16
 """What the bytes of an expert's row must be a multiple of: torch's grouped_mm, by which stock transformers runs
 experts, stops at any other width (seen in float32, float16 and bfloat16)."""
-
-MAX_TENSORS = 1_000_000
-"""As for conversions: above it planning itself takes gigabytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What makes one expert another than the base: the values that are written, and those that would be no change."""
-
-    layer: int
-    expert: int
-    write: Write
-    base: Source
-    place: str  # the tensor of the output that holds them
-    index: int | None = None  # at this index of its first axis
-    column: int = 0  # from this column on
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A merge that has been checked, before anything is counted or written."""
-
-    plan: Plan
-    changes: tuple[Change, ...]
-    limits: tuple[str, ...]  # what other programs do not compute of the target, beside what every such config has
 
 
 def build_merge(base: Checkpoint, matched: Match, saved: Saved, request: Merge) -> Draft:
@@ -318,8 +293,3 @@ def _side_files(base: Path, adapter: Path) -> dict[str, Path]:
     if not any(path.name in TOKENIZER_FILES for path in files):
         files = present_files(base, names)
     return {path.name: path for path in (*files, *present_files(base, (GENERATION_FILE,)))}
-
-
-def disk_slice(change: Change, spec: TensorSpec) -> TensorSpec:
-    """Return where the values of `change` lie in the output tensor `spec`, its other columns included."""
-    return spec if change.index is None else slice_of(spec, change.index)

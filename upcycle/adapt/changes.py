@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from upcycle.adapt.build import Change, Draft, disk_slice
+from upcycle.adapt.draft import Change, Draft, disk_slice
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import UnsupportedError
 from upcycle.plan.compute import encoded_blocks

@@ -12,7 +12,6 @@ A layer whose FFN no LoRA updates has no experts. A LoRA that updates no FFN at 
 Shapes: E experts, R rank, X inputs, Y outputs.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -22,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from upcycle.adapt.lora_files import Delta, Lora
+from upcycle.adapt.placed import Dense, Placed, leaf, leaves_of, place_updates
 from upcycle.errors import InputError, RecipeError
-from upcycle.families.family import Names
 from upcycle.families.match import Match
 from upcycle.recipe.attach import AttentionDeltas
 
@@ -64,8 +63,8 @@ def compose(
     """
     if not loras:
         raise RecipeError("no LoRA to make experts of", option="from_lora")
-    dense = _Dense.of(matched)
-    placed = [_place(lora, dense) for lora in loras]
+    dense = Dense.of(matched)
+    placed = [place_updates(lora, dense) for lora in loras]
     _refuse_without_ffn(loras, placed, dense)
     if attention == "refuse":
         _refuse_attention(loras, placed, dense)
@@ -87,79 +86,9 @@ def compose(
     return Composed(len(loras), per_layer, rank, attention_rank, tensors, notes)
 
 
-@dataclass(frozen=True)
-class _Dense:
-    """What LoRAs must fit."""
-
-    names: Names
-    layers: int
-    shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the linear layers that experts and attention have
-
-    @property
-    def ffn(self) -> tuple[str, str, str]:
-        return (self.names.gate, self.names.up, self.names.down)
-
-    @classmethod
-    def of(cls, matched: Match) -> "_Dense":
-        names, rows = matched.family.names, {row.source: row.shape for row in matched.family.tensors}
-        shapes = {
-            name: matched.shape(rows[f"model.layers.{{layer}}.{name}.weight"])
-            for name in (names.gate, names.up, names.down, *names.attention)
-        }
-        return cls(names, matched.sizes["L"], shapes)
-
-
-_Placed = Mapping[tuple[int, str], Delta]
-"""A LoRA's updates by layer and linear layer, their scale folded into B."""
-
-_MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
-
-
-def _place(lora: Lora, dense: _Dense) -> _Placed:
-    """Find every update's place in the base; raise InputError for one that has none."""
-    result: dict[tuple[int, str], Delta] = {}
-    for module, delta in lora.deltas.items():
-        match = _MODULE.fullmatch(module)
-        if match is None or match[2] not in dense.shapes:
-            raise InputError(
-                f"updates {module}, which is no linear layer of an FFN or an attention",
-                where=lora.place,
-                expected=", ".join(dense.shapes),
-                hint="train the LoRA without it, or merge it into a model and attach to that",
-            )
-        layer, name = int(match[1]), match[2]
-        if layer >= dense.layers:
-            raise InputError(
-                "the LoRA was made for another base", where=lora.place, found=f"updates of layer {layer}",
-                expected=f"layers 0 to {dense.layers - 1}", hint=_said_base(lora),
-            )  # fmt: skip
-        outputs, inputs = dense.shapes[name]
-        expected = ((delta.rank, inputs), (outputs, delta.rank))
-        found = (tuple(delta.A_RX.shape), tuple(delta.B_YR.shape))
-        if found != expected:
-            raise InputError(
-                f"the LoRA was made for another base: shapes of A and B of {module}", where=lora.place,
-                found=f"{found[0]} and {found[1]}", expected=f"{expected[0]} and {expected[1]}", hint=_said_base(lora),
-            )  # fmt: skip
-        result[layer, name] = _folded(module, delta, lora)
-    return result
-
-
-def _folded(module: str, delta: Delta, lora: Lora) -> Delta:
-    B_YR = delta.B_YR * delta.scale
-    if not B_YR.isfinite().all():
-        raise InputError(f"the update of {module} is too large for float32", where=lora.place,
-                         found=f"a scale of {delta.scale:g}")  # fmt: skip
-    return Delta(delta.A_RX, B_YR, 1.0)
-
-
-def _said_base(lora: Lora) -> str | None:
-    return f"the adapter names {ascii(lora.base)[:120]} as its base" if lora.base else None
-
-
-def _refuse_without_ffn(loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense) -> None:
+def _refuse_without_ffn(loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense) -> None:
     without = [
-        f"{lora} updates {_leaves(deltas, dense)}"
+        f"{lora} updates {leaves_of(deltas, dense)}"
         for lora, deltas in zip(loras, placed, strict=True)
         if not any(name in dense.ffn for _, name in deltas)
     ]
@@ -167,17 +96,17 @@ def _refuse_without_ffn(loras: Sequence[Lora], placed: Sequence[_Placed], dense:
         raise InputError(
             "LoRAs that do not update the FFN cannot be experts",
             found="; ".join(without),
-            expected=f"updates of {', '.join(map(_leaf, dense.ffn))}",
+            expected=f"updates of {', '.join(map(leaf, dense.ffn))}",
             hint="peft's own target_modules are q_proj and v_proj for most models: train with all-linear, "
             "or leave these LoRAs out",
         )
 
 
-def _refuse_attention(loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense) -> None:
+def _refuse_attention(loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense) -> None:
     having = [
         f"{lora} updates {leaves}"
         for lora, deltas in zip(loras, placed, strict=True)
-        if (leaves := _leaves(deltas, dense, dense.names.attention))
+        if (leaves := leaves_of(deltas, dense, dense.names.attention))
     ]
     if having:
         raise InputError(
@@ -187,7 +116,7 @@ def _refuse_attention(loras: Sequence[Lora], placed: Sequence[_Placed], dense: _
         )
 
 
-def _check_shared(loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense) -> None:
+def _check_shared(loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense) -> None:
     for layer in range(dense.layers):
         for name in dense.ffn:
             having = [(lora, deltas[layer, name]) for lora, deltas in zip(loras, placed, strict=True)
@@ -209,7 +138,7 @@ def _check_shared(loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dens
 
 
 def _expert_tensors(
-    placed: Sequence[_Placed], dense: _Dense, per_layer: Sequence[int], rank: int, shared_a: bool
+    placed: Sequence[Placed], dense: Dense, per_layer: Sequence[int], rank: int, shared_a: bool
 ) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for layer in (layer for layer, experts in enumerate(per_layer) if experts):
@@ -225,7 +154,7 @@ def _expert_tensors(
 
 
 def _attention_tensors(
-    placed: Sequence[_Placed], dense: _Dense, policy: AttentionDeltas
+    placed: Sequence[Placed], dense: Dense, policy: AttentionDeltas
 ) -> tuple[int, dict[str, Tensor]]:
     """Return the rank and the tensors of one update that is the mean or sum: ranks one after the other."""
     places = [(layer, name) for layer in range(dense.layers) for name in dense.names.attention]
@@ -270,7 +199,7 @@ def _model_name(place: str) -> str:
 
 
 def _expert_notes(
-    loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense, per_layer: Sequence[int], rank: int
+    loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense, per_layer: Sequence[int], rank: int
 ) -> list[str]:
     notes = []
     bare = [layer for layer, experts in enumerate(per_layer) if not experts]
@@ -285,7 +214,7 @@ def _expert_notes(
             notes.append(f"{lora} has an update that is zero: its expert is the base")
         unmoved = {name for name in dense.ffn if not any(name == place[1] for place in own)}
         if unmoved:
-            notes.append(f"{lora} updates {_leaves(own, dense)} only: the rest of its experts is the base")
+            notes.append(f"{lora} updates {leaves_of(own, dense)} only: the rest of its experts is the base")
         absent = [layer for layer, experts in enumerate(per_layer)
                   if experts and not any(layer == place[0] for place in own)]  # fmt: skip
         if absent:
@@ -294,13 +223,13 @@ def _expert_notes(
 
 
 def _attention_notes(
-    loras: Sequence[Lora], placed: Sequence[_Placed], dense: _Dense, policy: AttentionDeltas, rank: int
+    loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense, policy: AttentionDeltas, rank: int
 ) -> list[str]:
     if policy == "drop":
         return [
             f"{lora}: its updates of {leaves} are left out, so its expert is not all that was trained"
             for lora, deltas in zip(loras, placed, strict=True)
-            if (leaves := _leaves(deltas, dense, dense.names.attention))
+            if (leaves := leaves_of(deltas, dense, dense.names.attention))
         ]
     if not rank:
         return []
@@ -308,16 +237,6 @@ def _attention_notes(
         f"the {policy} of the updates of the attention over {len(loras)} LoRAs has rank {rank} and is used by every "
         f"token, whichever experts it chooses"
     ]
-
-
-def _leaves(deltas: _Placed, dense: _Dense, among: Sequence[str] | None = None) -> str:
-    """What a LoRA updates, as people say it: `q_proj, v_proj`."""
-    found = {name for _, name in deltas}
-    return ", ".join(_leaf(name) for name in dense.shapes if name in found and (among is None or name in among))
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _numbers(layers: Sequence[int]) -> str:

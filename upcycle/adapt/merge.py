@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from upcycle.adapt.build import Draft, build_merge
+from upcycle.adapt.build import build_merge
 from upcycle.adapt.changes import refuse_unchanged
+from upcycle.adapt.draft import Draft
 from upcycle.adapt.saved import Saved, open_saved
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import UpcycleError

@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from upcycle.adapt import reread
-from upcycle.adapt.build import Draft
 from upcycle.adapt.changes import NAMED, report_experts
 from upcycle.adapt.depth import (
     FLOAT_BYTES,
@@ -35,6 +34,7 @@ from upcycle.adapt.depth import (
     memory_needed,
     write_layers,
 )
+from upcycle.adapt.draft import Draft
 from upcycle.adapters.load import attached
 from upcycle.checkpoint.adapter import Adapter, open_adapter
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint

@@ -20,12 +20,9 @@ from upcycle.families.family import TensorRow
 from upcycle.families.match import Match, match
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
 from upcycle.plan.layout import lay_out
-from upcycle.plan.plan import Plan, Write
+from upcycle.plan.plan import MAX_TENSORS, Plan, Write
 from upcycle.plan.sources import Copy, Source, reads
 from upcycle.recipe import Conversion
-
-MAX_TENSORS = 1_000_000
-"""Ten times what the largest published mixtures of experts have; above it planning itself takes gigabytes."""
 
 
 def build_plan(checkpoint: Checkpoint, request: Conversion) -> Plan:

@@ -16,6 +16,10 @@ _WIDER = {("F32", "F64"), ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF1
 """(dtype, a dtype that holds all its values)."""
 
 
+MAX_TENSORS = 1_000_000
+"""Ten times what the largest published mixtures of experts have; above it planning itself takes gigabytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Write:
     """One output tensor and its source."""

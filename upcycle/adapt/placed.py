@@ -1,0 +1,96 @@
+"""A LoRA's updates, each at its place in the dense model: which layer, which linear layer, and whether it fits.
+
+Shapes: R rank, X inputs, Y outputs.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from upcycle.adapt.lora_files import Delta, Lora
+from upcycle.errors import InputError
+from upcycle.families.family import Names
+from upcycle.families.match import Match
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What LoRAs must fit."""
+
+    names: Names
+    layers: int
+    shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the linear layers that experts and attention have
+
+    @property
+    def ffn(self) -> tuple[str, str, str]:
+        """The linear layers of an FFN: gate, up and down."""
+        return (self.names.gate, self.names.up, self.names.down)
+
+    @classmethod
+    def of(cls, matched: Match) -> "Dense":
+        """Return what the model of `matched` asks of a LoRA."""
+        names, rows = matched.family.names, {row.source: row.shape for row in matched.family.tensors}
+        shapes = {
+            name: matched.shape(rows[f"model.layers.{{layer}}.{name}.weight"])
+            for name in (names.gate, names.up, names.down, *names.attention)
+        }
+        return cls(names, matched.sizes["L"], shapes)
+
+
+Placed = Mapping[tuple[int, str], Delta]
+"""A LoRA's updates by layer and linear layer, their scale folded into B."""
+
+_MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
+
+
+def place_updates(lora: Lora, dense: Dense) -> Placed:
+    """Find every update's place in the base; raise InputError for one that has none."""
+    result: dict[tuple[int, str], Delta] = {}
+    for module, delta in lora.deltas.items():
+        match = _MODULE.fullmatch(module)
+        if match is None or match[2] not in dense.shapes:
+            raise InputError(
+                f"updates {module}, which is no linear layer of an FFN or an attention",
+                where=lora.place,
+                expected=", ".join(dense.shapes),
+                hint="train the LoRA without it, or merge it into a model and attach to that",
+            )
+        layer, name = int(match[1]), match[2]
+        if layer >= dense.layers:
+            raise InputError(
+                "the LoRA was made for another base", where=lora.place, found=f"updates of layer {layer}",
+                expected=f"layers 0 to {dense.layers - 1}", hint=_said_base(lora),
+            )  # fmt: skip
+        outputs, inputs = dense.shapes[name]
+        expected = ((delta.rank, inputs), (outputs, delta.rank))
+        found = (tuple(delta.A_RX.shape), tuple(delta.B_YR.shape))
+        if found != expected:
+            raise InputError(
+                f"the LoRA was made for another base: shapes of A and B of {module}", where=lora.place,
+                found=f"{found[0]} and {found[1]}", expected=f"{expected[0]} and {expected[1]}", hint=_said_base(lora),
+            )  # fmt: skip
+        result[layer, name] = _folded(module, delta, lora)
+    return result
+
+
+def _folded(module: str, delta: Delta, lora: Lora) -> Delta:
+    B_YR = delta.B_YR * delta.scale
+    if not B_YR.isfinite().all():
+        raise InputError(f"the update of {module} is too large for float32", where=lora.place,
+                         found=f"a scale of {delta.scale:g}")  # fmt: skip
+    return Delta(delta.A_RX, B_YR, 1.0)
+
+
+def _said_base(lora: Lora) -> str | None:
+    return f"the adapter names {ascii(lora.base)[:120]} as its base" if lora.base else None
+
+
+def leaves_of(deltas: Placed, dense: Dense, among: Sequence[str] | None = None) -> str:
+    """What a LoRA updates, as people say it: `q_proj, v_proj`."""
+    found = {name for _, name in deltas}
+    return ", ".join(leaf(name) for name in dense.shapes if name in found and (among is None or name in among))
+
+
+def leaf(name: str) -> str:
+    """Return the last part of a module's name, by which people call it."""
+    return name.rpartition(".")[2]
