@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,13 @@ HASHED_SIZE = 300_000_000
 class Blob:
     """The content of a file: bytes, or a file on disk that is sent from there."""
 
-    def __init__(self, content: bytes | Path) -> None:
+    def __init__(self, content: bytes | Path, *, sha256: str = "", size: int = -1) -> None:
         self.content = content
         self.size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        if sha256:
+            self.__dict__["sha256"] = sha256  # known, thus never computed
+        if size >= 0:
+            self.size = size
 
     def read(self, start: int, count: int) -> bytes:
         if isinstance(self.content, bytes):
@@ -56,6 +61,26 @@ class Commit:
     id: str
     files: dict[str, Blob]
     title: str = ""
+    description: str = ""
+    parent: str | None = None
+
+
+@dataclass
+class Pull:
+    """A pull request, or a discussion without changes."""
+
+    number: int
+    title: str
+    description: str = ""
+    status: str = "draft"  # then open, closed or merged
+    changes: bool = True  # whether it is a pull request
+    author: str = "someone"
+    base: str = ""  # the commit of main that it began with
+    merged: str | None = None  # the commit of main that it became
+
+    @property
+    def ref(self) -> str:
+        return f"refs/pr/{self.number}"
 
 
 @dataclass
@@ -71,8 +96,16 @@ class Repo:
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)  # branch or tag -> commit
     xet: dict[str, str] = field(default_factory=dict)  # SHA-256 -> hash in the chunk store; empty without one
+    pulls: list[Pull] = field(default_factory=list)  # with discussions, by number from 1
 
-    def commit(self, files: dict[str, bytes | Path | Blob | None], *, branch: str = "main", title: str = "") -> Commit:
+    def commit(
+        self,
+        files: Mapping[str, bytes | Path | Blob | None],
+        *,
+        branch: str = "main",
+        title: str = "",
+        description: str = "",
+    ) -> Commit:
         """Put `files` on top of a branch, None deletes one; return the commit."""
         parent = self.commits.get(self.refs.get(branch, ""))
         state = dict(parent.files) if parent else {}
@@ -82,13 +115,34 @@ class Repo:
             else:
                 state[path] = content if isinstance(content, Blob) else Blob(content)
         name = hashlib.sha1(f"{self.name} {branch} {len(self.commits)}".encode(), usedforsecurity=False).hexdigest()
-        self.commits[name] = Commit(name, state, title)
+        self.commits[name] = Commit(name, state, title, description, parent.id if parent else None)
         self.refs[branch] = name
         return self.commits[name]
 
     def find(self, revision: str) -> Commit | None:
         """Return the commit that a branch, a tag or a full hash means."""
         return self.commits.get(self.refs.get(revision, revision))
+
+    def history(self, commit: Commit) -> list[Commit]:
+        """A commit and those it stands on, newest first."""
+        found = [commit]
+        while found[-1].parent is not None:
+            found.append(self.commits[found[-1].parent])
+        return found
+
+    def pull(self, title: str, **fields: Any) -> Pull:
+        """Open a pull request, which begins as main stands, or a discussion."""
+        self.pulls.append(Pull(len(self.pulls) + 1, title, base=self.refs["main"], **fields))
+        if self.pulls[-1].changes:
+            self.refs[self.pulls[-1].ref] = self.refs["main"]
+        return self.pulls[-1]
+
+    def merge(self, pull: Pull) -> None:
+        """Make what a pull request changes main's next commit."""
+        before, after = self.commits[pull.base].files, self.commits[self.refs[pull.ref]].files
+        changed = {path: after.get(path) for path in before | after if before.get(path) is not after.get(path)}
+        pull.merged = self.commit(changed, title=f"{pull.title} (#{pull.number})").id
+        pull.status = "merged"
 
     def keep_in_chunks(self, store: Path) -> None:
         """Put the large files of the newest commit into a chunk store on disk, in place of LFS."""
@@ -121,6 +175,11 @@ class Repo:
         if blob.is_lfs(path):
             entry["lfs"] = {"sha256": blob.sha256, "size": blob.size, "pointerSize": len(blob.pointer)}
         return entry
+
+    def entries(self, commit: Commit, paths: list[str]) -> list[dict[str, Any]]:
+        """What `POST /api/models/NAME/paths-info/REVISION` answers; what is not there is left out."""
+        everything = {entry["path"]: entry for entry in self.tree(commit, "", recursive=True)}
+        return [everything[path] for path in paths if path in everything]
 
     def tree(self, commit: Commit, folder: str, *, recursive: bool) -> list[dict[str, Any]]:
         """What `GET /api/models/NAME/tree/REVISION/FOLDER` answers."""

@@ -1,98 +1,34 @@
-"""The server: what it answers to reads, what it remembers of every request, and the faults that a test plants."""
+"""The server: how it answers, with the faults that a test plants, and what it answers to reads."""
 
 import json
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests.hub import access
+from tests.hub.access import TOKEN
+from tests.hub.body import Body, StruckError
+from tests.hub.hub import Fault, Hub, Request
 from tests.hub.repos import Blob, Commit, Repo
 
-TOKEN = "hf_loopback"
-"""The only one that opens gated and private repositories."""
+__all__ = ["NAME", "READS", "REVISION", "TOKEN", "Handler", "Hub", "Request", "serving"]
 
 CHUNK = 65536
 
 
-@dataclass
-class Request:
-    """A request as it was answered."""
-
-    method: str
-    path: str  # without the query
-    port: int
-    range: str | None
-    authorized: bool  # whether it carried any token
-    status: int = 0
-    sent: int = 0  # bytes, head included
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the requests whose `METHOD /path` a pattern finds, the first `times` of them."""
-
-    pattern: str
-    times: int
-    status: int = 0  # answered in place of the real answer
-    headers: dict[str, str] = field(default_factory=dict)
-    after: int | None = None  # bytes of the body, then the connection is dropped ...
-    hold: bool = False  # ... or stands still until the client goes
-    reached: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass
-class Hub:
-    """A Hub on loopback; `with serving(...)` runs it."""
-
-    store: Path  # where the chunk store is
-    repos: dict[str, Repo] = field(default_factory=dict)
-    uploads: dict[str, Blob] = field(default_factory=dict)  # by SHA-256
-    log: list[Request] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    errors: list[BaseException] = field(default_factory=list)
-    url: str = ""
-    storage: str = ""  # another origin, to which large files are redirected; "" sends them from here
-    ranges: bool = True  # whether Range is understood
-    closing: threading.Event = field(default_factory=threading.Event)
-
-    def repo(self, name: str, files: dict[str, Any], **fields: Any) -> Repo:
-        """Make a repository with one commit."""
-        self.repos[name] = Repo(name, **fields)
-        self.repos[name].commit(files)
-        return self.repos[name]
-
-    def plant(self, pattern: str, *, times: int = 1, **what: Any) -> Fault:
-        """Plant a fault for requests to come."""
-        self.faults.append(Fault(pattern, times, **what))
-        return self.faults[-1]
-
-    def fault(self, line: str) -> Fault | None:
-        """Return the fault that strikes a request, and count it."""
-        for fault in self.faults:
-            if fault.times > 0 and re.search(fault.pattern, line):
-                fault.times -= 1
-                return fault
-        return None
-
-    def sent(self, pattern: str = "") -> int:
-        """Bytes that were sent in answer to requests whose `METHOD /path` a pattern finds."""
-        return sum(request.sent for request in self.requests(pattern))
-
-    def requests(self, pattern: str = "") -> list[Request]:
-        return [request for request in self.log if re.search(pattern, f"{request.method} {request.path}")]
-
-
 @contextmanager
-def serving(store: Path) -> Iterator[Hub]:
-    """Run a Hub, and its storage at another origin, while the block lasts."""
+def serving(store: Path, port: int = 0) -> Iterator[Hub]:
+    """Run a Hub, and its storage at another origin, while the block lasts; port 0 takes any."""
     hub = Hub(store)
-    servers = [_Server(hub), _Server(hub)]
+    servers = [_Server(hub, port), _Server(hub)]
     for server in servers:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     # Two names, for older clients take hosts that differ in the port only for the same.
@@ -112,9 +48,9 @@ def serving(store: Path) -> Iterator[Hub]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, port: int = 0) -> None:
         self.hub = hub
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", port), Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         import sys
@@ -133,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: `Hub.log` has it."""
@@ -145,27 +81,63 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         split = urlsplit(self.path)
         self.route, self.query = split.path, parse_qs(split.query)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.record = Request(
             self.command, self.route, self.server.server_port, self.headers.get("Range"),
             "Authorization" in self.headers,
         )  # fmt: skip
         self.hub.log.append(self.record)
-        self.fault = self.hub.fault(f"{self.command} {self.route}")
-        if self.fault and self.fault.status:
-            self.send_json({"error": "planted"}, self.fault.status, self.fault.headers)
+        self.upload = Body(self.rfile, self.headers, self.record)
+        self.fault = self.hub.fault(f"{self.command} {self.route}", self.upload.length)
+        self.upload.stop = self.fault.upload_after if self.fault else None
+        try:
+            self._receive()
+        except StruckError:
+            self._strike()
+
+    def _receive(self) -> None:
+        """Read the body, but for one that goes to disk, and answer."""
+        fault = self.fault if self.fault and self.fault.upload_after is None and self.fault.status else None
+        to_disk = self.command == "PUT" or self.route.startswith("/v1/xorbs/")
+        self.body = b"".join(self.upload) if fault or not to_disk else b""
+        if fault:
+            self.send_json({"error": "planted"}, fault.status, fault.headers)
             return
+        self._dispatch(f"{self.command} {self.route}")
+        for _ in self.upload:  # what the answer did not need
+            pass
+
+    def _dispatch(self, line: str) -> None:
         for pattern, function in self._routes():
-            if found := re.fullmatch(pattern, f"{self.command} {self.route}"):
+            if found := re.fullmatch(pattern, line):
                 function(self, *(unquote(group or "") for group in found.groups()))
                 return
         self.refuse(404, "", "no such route")
 
+    def _strike(self) -> None:
+        """End a request in the middle of its body, by an answer or by a reset."""
+        fault = self.fault
+        assert fault is not None
+        fault.reached.set()
+        self.close_connection = True
+        if fault.status:
+            self.send_json({"error": "planted"}, fault.status, {**fault.headers, "Connection": "close"})
+            self.upload.drain()  # or the client would be cut off before it reads the answer
+            return
+        if fault.hold:
+            self.hub.closing.wait(60)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.rfile.close()
+        self.connection.close()
+
     @staticmethod
     def _routes() -> list[tuple[str, Callable[..., None]]]:
+        from tests.hub.cas import CAS
+        from tests.hub.objects import OBJECTS
+        from tests.hub.pulls import PULLS
+        from tests.hub.references import REFERENCES
         from tests.hub.uploads import WRITES
 
-        return READS + WRITES
+        return READS + WRITES + OBJECTS + CAS + REFERENCES + PULLS
 
     def repo(self, name: str) -> Repo | None:
         """Return a repository, or answer that there is none for this client."""
@@ -176,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         return repo
 
     def has_token(self) -> bool:
-        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        return access.role(self) is not None
 
     def commit(self, name: str, revision: str) -> tuple[Repo, Commit] | None:
         """Return a repository and a commit of it, or answer why not."""
@@ -192,8 +164,8 @@ class Handler(BaseHTTPRequestHandler):
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def refuse(self, status: int, code: str, message: str) -> None:
-        headers = {"X-Error-Code": code, "X-Error-Message": message} if code else {}
-        self.send_json({"error": message}, status, headers)
+        headers = {"X-Error-Code": code} if code else {}
+        self.send_json({"error": message}, status, {**headers, "X-Error-Message": message})
 
     def send_json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         head = {"Content-Type": "application/json", **(headers or {})}
@@ -237,12 +209,19 @@ class Handler(BaseHTTPRequestHandler):
         if found := self.commit(name, revision):
             self.send_json(found[0].tree(found[1], folder, recursive=recursive))
 
-    def xet_token(self, name: str, _kind: str, _revision: str) -> None:
-        if self.repo(name):
-            url, expiry = f"local://{self.hub.store}", int(time.time()) + 3600
+    def paths_info(self, name: str, revision: str) -> None:
+        sent = self.body.decode()
+        form = "json" not in self.headers.get("Content-Type", "")
+        paths = parse_qs(sent).get("paths", []) if form else json.loads(sent)["paths"]
+        if found := self.commit(name, revision):
+            self.send_json(found[0].entries(found[1], paths))
+
+    def xet_token(self, name: str, kind: str, revision: str) -> None:
+        if access.writable(self, name, revision) if kind == "write" else self.repo(name):
+            url, expiry, token = self.hub.cas_url, int(time.time()) + 3600, f"xet-{kind}"
             self.send_json(
-                {"casUrl": url, "exp": expiry, "accessToken": "none"},
-                headers={"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "none", "X-Xet-Token-Expiration": str(expiry)},
+                {"casUrl": url, "exp": expiry, "accessToken": token},
+                headers={"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expiry)},
             )
 
     def resolve(self, name: str, revision: str, path: str) -> None:
@@ -266,7 +245,7 @@ class Handler(BaseHTTPRequestHandler):
         if blob.sha256 in repo.xet:
             token = f"{self.hub.url}/api/models/{repo.name}/xet-read-token/{commit.id}"
             headers |= {"X-Xet-Hash": repo.xet[blob.sha256], "Link": f'<{token}>; rel="xet-auth"'}
-        location = f"{self.hub.storage}/storage/{repo.name}/{commit.id}/{path}"
+        location = f"{self.hub.storage}/storage/{repo.name}/{commit.id}/{quote(path)}"
         self.send_blob(Blob(b"Found"), 302, {**headers, "Location": location})
 
     def stored(self, name: str, commit: str, path: str) -> None:
@@ -286,10 +265,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_blob(blob, 206, headers | span, start, stop)
 
 
-NAME, REVISION = r"((?:[^/]+/)?[^/]+)", r"([^/]+)"
+NAME, REVISION = r"((?:[^/]+/)?[^/]+)", r"(refs/pr/\d+|[^/]+)"
 
 READS: list[tuple[str, Callable[..., None]]] = [
     (rf"GET /api/models/{NAME}/xet-(read|write)-token/{REVISION}", Handler.xet_token),
+    (rf"POST /api/models/{NAME}/paths-info/{REVISION}", Handler.paths_info),
     (rf"GET /api/models/{NAME}/tree/{REVISION}(?:/(.*))?", Handler.tree),
     (rf"GET /api/models/{NAME}/revision/{REVISION}", Handler.model_info),
     (rf"GET /api/models/{NAME}()", Handler.model_info),
