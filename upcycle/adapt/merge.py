@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from upcycle.adapt.build import build_merge
 from upcycle.adapt.changes import refuse_unchanged
 from upcycle.adapt.draft import Draft
 from upcycle.adapt.saved import Saved, open_saved
+from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import UpcycleError
 from upcycle.families.match import match
@@ -70,7 +72,8 @@ def merge(adapter: Path, base: Path, request: Merge, start: Callable[[int], Adva
         recipe = {"command": "merge", **recorded(request), "adapter": as_text(adapter.resolve().name)}
         return receipt_bytes(drafted.plan, recipe=recipe, source=origin.as_json(), hashes=hashes, side_files=files)
 
-    making = _making(adapter, base, request)
+    before = lineage(adapter)
+    making = _making(adapter, base, request, {LINEAGE_FILE: lineage_bytes(before)} if before else {})
     make(drafted.plan, making, receipt, start, check)
     if not reports:  # --resume found it complete
         check(making.out)
@@ -97,11 +100,12 @@ def _counted(drafted: Draft, checkpoint: Checkpoint, saved: Saved) -> Merged:
     )
 
 
-def _making(adapter: Path, base: Path, request: Merge) -> Making:
+def _making(adapter: Path, base: Path, request: Merge, beside: Mapping[str, bytes] = MappingProxyType({})) -> Making:
     return Making(
         output_path(request.out),
         models=(base, adapter),
         workers=worker_count(),
         overwrite=request.overwrite,
         resume=request.resume,
+        beside=beside,
     )

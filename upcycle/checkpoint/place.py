@@ -6,9 +6,12 @@ from pathlib import Path
 
 from upcycle.checkpoint.journal import STATE_FILE, is_bookkeeping
 from upcycle.checkpoint.strict_json import read_object
-from upcycle.errors import InputError, StagingError
+from upcycle.errors import CheckpointError, InputError, StagingError
 
 RECEIPT_FILE = "upcycle.json"
+VERIFICATION_FILE = "verify.json"
+VERIFICATION = "verification"
+"""What the file of a verification says under `made`."""
 REPLACED = "state.replaced"
 """What an output replaced, inside it until the journals go, where two directories cannot be exchanged."""
 
@@ -50,12 +53,22 @@ def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
         )
 
 
+def is_verification(path: Path) -> bool:
+    """Whether a file is what `upcycle verify --record` writes."""
+    try:
+        return path.is_file() and not path.is_symlink() and read_object(path).get("made") == VERIFICATION
+    except CheckpointError:
+        return False
+
+
 def _not_made_here(out: Path) -> str | None:
     """Return what in `out` is not of an output, or None: the receipt names the files that it made."""
     if not (out / RECEIPT_FILE).is_file():
         return f"no {RECEIPT_FILE}"
     files = read_object(out / RECEIPT_FILE).get("files")
-    made = {RECEIPT_FILE, *(files if isinstance(files, dict) else ())}
+    made = {RECEIPT_FILE, *(files if isinstance(files, dict) else ()), staging_path(out / VERIFICATION_FILE).name}
+    if is_verification(out / VERIFICATION_FILE):
+        made.add(VERIFICATION_FILE)
     strange = (entry for entry in out.iterdir() if entry.name not in made and not is_bookkeeping(entry.name))
     foreign = {entry.name for entry in strange} | {e.name for e in out.iterdir() if not e.is_file()}
     if (out / STATE_FILE).is_file():  # a commit that was cut off

@@ -20,6 +20,7 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.convert.build import build_plan
 from upcycle.convert.receipt import request_of
+from upcycle.convert.record import Record
 from upcycle.families.family import Family
 from upcycle.families.match import find_family
 from upcycle.plan.compare import compare_tensors, report_tensors, some
@@ -51,22 +52,24 @@ def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: S
     """Hold the MoE in `moe_directory` against its receipt and its dense model.
 
     `start` is called with the bytes to compare, and returns what is told those of every tensor that is done. Raises
-    InputError for checkpoints that cannot be read; everything else that is wrong is a line that failed.
+    InputError for checkpoints that cannot be read, and where `request.record` may not be written; StagingError when the
+    disk fails. Everything else that is wrong is a line that failed.
     """
     moe, dense = open_checkpoint(moe_directory), open_checkpoint(dense_directory)
     receipt = read_receipt(moe)
+    record = Record(moe_directory) if request.record else None
     plan = build_plan(dense, request_of(receipt, moe_directory))
     report = Report()
     _check_plan(report, plan, moe, receipt)
     _check_files(report, moe, receipt)
     advance = start(sum(write.nbytes for write in plan.writes))
     report_tensors(report, compare_tensors(plan, moe, receipt, min(8, os.cpu_count() or 1), advance), receipt)
-    if request.tensors_only:
-        return report
-    if report.passed:
+    if report.passed and not request.tensors_only:
         _check_function(report, plan, dense, moe, request, own_tokenizer=bool(receipt["recipe"].get("tokenizer")))
-    else:
+    elif not request.tensors_only:
         report.lines.append(Line("models", "note", "not run: what is wrong above comes first"))
+    if record:
+        record.write(report)
     return report
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Making:
     overwrite: bool = False
     resume: bool = False
     check_finite: bool = False
+    beside: Mapping[str, bytes] = field(default_factory=dict)  # more files to write, which the plan does not speak of
 
     def check_out(self) -> None:
         """Raise InputError when `out` is no place for an output; see `upcycle.checkpoint.place.check_out`."""
@@ -59,8 +60,8 @@ def make(
     """
     out, part = making.out, making.part
     shards = share(plan, part)
-    check = _watch(plan, making.models[0])
-    fingerprint = {"plan": plan.hash, "parts": part.count, **_identities(plan)}
+    check = watch(plan, making.models[0])
+    fingerprint = {"plan": plan.hash, "parts": part.count, **identities(plan)}
     if not shards:  # more parts than shards: the others may be done before this one begins
         return tuple(shard.name for shard in plan.shards)
     again = making.resume or part.count > 1
@@ -74,7 +75,7 @@ def make(
             advance = start(sum(shard.size for shard in shards))
             execute(shards, staging, workers=making.workers, finite=making.check_finite, advance=advance, check=check)
             check()
-            return _join(staging, plan, receipt, prove)
+            return _join(staging, plan, making.beside, receipt, prove)
     except OSError as error:
         place = staging_path(out) if os.path.lexists(staging_path(out)) else out
         raise StagingError("; ".join([f"{error.filename or place}: {error.strerror}", *_kept(out)])) from error
@@ -98,7 +99,7 @@ def worker_count(asked: int = 0) -> int:
     return asked or min(MAX_WORKERS, os.cpu_count() or 1)
 
 
-def _watch(plan: Plan, directory: Path) -> Callable[[], None]:
+def watch(plan: Plan, directory: Path) -> Callable[[], None]:
     """Return what raises CheckpointError when a file that `plan` reads is no longer the one that was planned with.
 
     The headers are read once more after the first look, for a file may have been replaced in between.
@@ -130,13 +131,15 @@ def _is_complete(out: Path, plan: Plan) -> bool:
     from upcycle.plan.compare import compare_tensors
 
     made = open_checkpoint(out)
-    if any(not (out / name).is_file() or (out / name).read_bytes() != data for name, data in _side_files(plan).items()):
+    if any(not (out / name).is_file() or (out / name).read_bytes() != data for name, data in side_files(plan).items()):
         return False
     found = compare_tensors(plan, made, read_receipt(made), MAX_WORKERS, lambda _: None)
     return found.sound and not found.redrawn
 
 
-def _join(staging: Staging, plan: Plan, receipt: WriteReceipt, prove: Callable[[Path], None]) -> tuple[str, ...]:
+def _join(
+    staging: Staging, plan: Plan, beside: Mapping[str, bytes], receipt: WriteReceipt, prove: Callable[[Path], None]
+) -> tuple[str, ...]:
     """If every shard is there, write what stands beside them and give the output its name; return those still missing.
 
     The last part to finish does it; the lock lets the others look only before or after.
@@ -148,7 +151,7 @@ def _join(staging: Staging, plan: Plan, receipt: WriteReceipt, prove: Callable[[
         if left:
             return left
         hashes = {name: digest for shard in plan.shards for name, digest in sorted(done[shard.name].items())}
-        files = _side_files(plan)
+        files = {**side_files(plan), **beside}
         for name, data in {**files, RECEIPT_FILE: receipt(hashes, files)}.items():
             write_durably(staging.path / name, data)
         prove(staging.path)
@@ -164,7 +167,7 @@ def _kept(out: Path) -> list[str]:
     )
 
 
-def _identities(plan: Plan) -> dict[str, Any]:
+def identities(plan: Plan) -> dict[str, Any]:
     """What tells the files that are read from others of their names: work that is resumed must not mix two versions of
     a model, and parts on several machines must read the same one.
 
@@ -177,7 +180,7 @@ def _identities(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _side_files(plan: Plan) -> dict[str, bytes]:
+def side_files(plan: Plan) -> dict[str, bytes]:
     """What stands beside the weights: config, index, and the tokenizer's and generation's files byte for byte."""
     files = {name: path.read_bytes() for name, path in plan.files.items()}
     if [shard.name for shard in plan.shards] != [SINGLE_FILE]:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from accelerate.utils import gather_object
 
+from upcycle.checkpoint.lineage import lineage
 from upcycle.errors import InputError, StagingError, UpcycleError
 from upcycle.recipe.train import Train
 from upcycle.train.batches import Batch
@@ -21,6 +22,7 @@ from upcycle.train.diagnose import find_nonfinite
 from upcycle.train.directory import checkpoint_path
 from upcycle.train.interrupt import Interrupt
 from upcycle.train.journal import Journal
+from upcycle.train.lineage import write_lineage
 from upcycle.train.manifest import read_manifest
 from upcycle.train.metrics import Fetched, Meter, describe, expert_cosines, fetch
 from upcycle.train.schedule import learning_rate_factor
@@ -69,6 +71,7 @@ class _Loop:
         self.setup, self.journal, self.interrupt = setup, journal, interrupt
         self.progress = setup.progress
         self.saved = setup.progress.step
+        self.before = lineage(setup.trainee.source) if setup.directory is not None else []
         self.layers = [router.layer for router in setup.trainee.routers]
         self.meter = Meter(setup.trainee, setup.request.seq_len, setup.accelerator)
 
@@ -190,6 +193,7 @@ class _Loop:
             def write(directory: Path) -> None:
                 setup.trainee.save(directory, merged=final and not setup.request.lora_keep)
                 write_state(directory, setup.optimizer, self.progress)
+                write_lineage(directory, self.before, setup, self.progress, self.journal)
 
             path = setup.directory.save(self.progress.step, write, keep=setup.request.keep)
             self.journal.note(f"{path.name} is saved")

@@ -1,0 +1,49 @@
+"""`verify.json`: what a verification found, kept beside the receipt that it is of."""
+
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from upcycle.checkpoint.lineage import receipt_sha256, write_verification
+from upcycle.checkpoint.place import VERIFICATION, VERIFICATION_FILE, is_verification
+from upcycle.errors import InputError, StagingError
+from upcycle.plan.report import Report
+
+
+class Record:
+    """Where a verification is going to be recorded; made before it begins, since it may take long."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raise InputError when the record could not be written, or would replace a file of someone else."""
+        self._directory, path = directory, directory / VERIFICATION_FILE
+        self._receipt = receipt_sha256(directory)  # of now: one that replaces it meanwhile was not verified
+        if os.path.lexists(path) and not is_verification(path):
+            raise InputError("is no record of a verification, so --record leaves it alone", where=path)
+        if not os.access(directory, os.W_OK):
+            raise InputError(f"{VERIFICATION_FILE} cannot be written there", where=directory, hint="leave --record out")
+
+    def write(self, report: Report) -> None:
+        """Write what was found: its lines and figures, no time and no path; raise StagingError when the disk fails."""
+        entry = {
+            "made": VERIFICATION,
+            "receipt_sha256": self._receipt,
+            "passed": report.passed,
+            "lines": [asdict(line) for line in report.lines],
+            "parity": _finite(report.figures.get("parity", {})),
+        }
+        try:
+            write_verification(self._directory, entry)
+        except OSError as error:
+            place = self._directory / VERIFICATION_FILE
+            raise StagingError(f"{place}: the verification could not be recorded ({error.strerror})") from error
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity, which a model that is broken gives."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,250 @@
+"""What there is to say of an output, read from its files alone: its config, how it came to be, how training ended."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, is_adapter
+from upcycle.checkpoint.header import TensorSpec, read_header
+from upcycle.checkpoint.lineage import lineage
+from upcycle.checkpoint.reader import CHAT_TEMPLATE_FILES, CONFIG_FILE, inside, open_checkpoint
+from upcycle.checkpoint.strict_json import parse_json, read_object
+from upcycle.errors import CheckpointError
+from upcycle.ship.contents import METRICS_FILE
+
+_TAIL = 4_000_000
+"""Bytes of the metrics' end that are looked at: a step of a hundred layers of a hundred experts has a tenth of it."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_BARE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLoad:
+    """How evenly one layer used its experts in the last step of a training."""
+
+    layer: int
+    max_over_mean: float  # the busiest expert's load over an even share
+    dead: int  # experts below 1% of an even share
+    experts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a model card is written from; nothing in it is escaped yet, and any value may be nonsense."""
+
+    kind: Literal["model", "adapter"]
+    config: Mapping[str, Any]  # config.json or adapter_config.json
+    lineage: tuple[Mapping[str, Any], ...]  # see `upcycle.checkpoint.lineage`
+    parameters: tuple[int, int | None] | None  # total, active; of an adapter its own
+    base: str | None  # Hub id of the model that this was made from or belongs to
+    revision: str | None  # its commit
+    name: str | None  # what that model is called where it is not on the Hub
+    base_card: str | None  # its README.md
+    pictures: tuple[str, ...]  # paths in the repository
+    loads: tuple[LayerLoad, ...]  # of the last step of the training
+    files: frozenset[str]  # names beside the weights
+    chats: bool  # whether there is a chat template
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """Experts of every layer where they differ, else one number; none for a dense model or a plain LoRA."""
+        if self.kind == "adapter" and self.config.get("peft_type") != EXPERTS:
+            return ()
+        found = next((self.config[name] for name in _EXPERT_FIELDS if self.config.get(name)), None)
+        counts = found if isinstance(found, list) else [found]
+        sound = [count for count in map(whole, counts[:1000]) if count is not None]
+        return tuple(sound[:1] if len(set(sound)) == 1 else sound)
+
+    @property
+    def trainings(self) -> tuple[Mapping[str, Any], ...]:
+        """The trainings, the oldest first."""
+        return self.entries("training")
+
+    @property
+    def untrained_conversion(self) -> Mapping[str, Any] | None:
+        """The conversion that this is, if nothing came after it."""
+        conversion = self.last("conversion")
+        return conversion if conversion and not self.trainings and not self.last("merge") else None
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether the experts are copies of one another still: nothing has been trained, or the routers alone."""
+        conversion, trained = self.last("conversion"), [mapping(entry.get("recipe")) for entry in self.trainings]
+        copied = conversion is not None and not real(mapping(conversion.get("recipe")).get("noise"))
+        untouched = all(recipe.get("train") == "router" for recipe in trained) and not self.last("merge")
+        return self.kind == "model" and copied and untouched
+
+    def entries(self, made: str) -> tuple[Mapping[str, Any], ...]:
+        """Return what the lineage has of one kind, the oldest first."""
+        return tuple(entry for entry in self.lineage if entry.get("made") == made)
+
+    def last(self, made: str) -> Mapping[str, Any] | None:
+        """Return the newest entry of one kind."""
+        return next(reversed(self.entries(made)), None)
+
+
+_EXPERT_FIELDS = ("num_local_experts", "num_experts")
+
+
+def facts_of(
+    directory: Path,
+    *,
+    parameters: tuple[int, int | None] | None = None,
+    base: str | None = None,
+    base_card: str | None = None,
+    pictures: Sequence[str] = (),
+) -> Facts:
+    """Return what a card can say of the model or adapter in `directory`, whose weights need not be there.
+
+    `parameters` are total and active (of an adapter, its own), for where the records do not know them; `base` is the
+    Hub id of the model that it was made from, `base_card` that model's README.md, `pictures` are paths in the
+    repository. Raises CheckpointError for a config that cannot be read.
+    """
+    adapter = is_adapter(directory)
+    config = read_object(inside(directory, ADAPTER_CONFIG if adapter else CONFIG_FILE))
+    entries = tuple(lineage(directory))
+    found, revision, name = _adapter_base(config) if adapter else _dense(entries)
+    if base is not None:
+        given, _, at = base.partition("@")
+        found, revision = hub_id(given, "any"), _commit(at) or (revision if given == found else None)
+    files = frozenset(path.name for path in directory.iterdir() if path.is_file())
+    return Facts(
+        kind="adapter" if adapter else "model",
+        config=config,
+        lineage=entries,
+        parameters=_parameters(directory, entries, adapter=adapter, given=parameters),
+        base=found,
+        revision=revision,
+        name=name,
+        base_card=base_card,
+        pictures=tuple(pictures),
+        loads=_loads(directory / METRICS_FILE),
+        files=files,
+        chats=_chats(directory, files),
+    )
+
+
+def whole(value: object) -> int | None:
+    """Return a whole number that a file may hold, 0 or more; None for anything else."""
+    return value if type(value) is int and 0 <= value < 10**18 else None
+
+
+def real(value: object) -> float | None:
+    """Return a finite number that a file may hold; None for anything else."""
+    return float(value) if type(value) in (int, float) and abs(value) < 1e30 else None  # type: ignore[arg-type]
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return an object that a file may hold; an empty one for anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def hub_id(name: object, revision: object = None) -> str | None:
+    """Return `name` if it is the id of a repository on the Hub.
+
+    A directory's own name has no slash; with a commit, a name without one is one of the Hub's oldest models.
+    """
+    if not isinstance(name, str):
+        return None
+    known = _HUB_ID.fullmatch(name) or (revision and _BARE_ID.fullmatch(name))
+    return name if known and ".." not in name and "--" not in name else None
+
+
+def origin(entry: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """Return Hub id, commit and name of the model that an entry of the lineage started from, as far as it tells."""
+    source = mapping(entry.get("source"))
+    name, revision = source.get("name", mapping(entry.get("recipe")).get("model")), source.get("revision")
+    return hub_id(name, revision), _commit(revision), name if isinstance(name, str) else None
+
+
+def _dense(entries: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | None, str | None]:
+    """Return the same of the newest entry whose model is on the Hub, or else of the first."""
+    origins = [origin(entry) for entry in entries if entry.get("made") != "verification"]
+    return next((found for found in reversed(origins) if found[0]), origins[0] if origins else (None, None, None))
+
+
+def _adapter_base(config: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+    """The same of the model that an adapter belongs to; of a directory the last name, never its place."""
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(name, str) or not name:
+        return None, None, None
+    found = hub_id(name, revision)
+    local = found and not revision and Path(found).exists()
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or None
+    return None if local else found, _commit(revision), last
+
+
+def _commit(revision: object) -> str | None:
+    return revision if isinstance(revision, str) and _REVISION.fullmatch(revision) else None
+
+
+def _parameters(
+    directory: Path, entries: Sequence[Mapping[str, Any]], *, adapter: bool, given: tuple[int, int | None] | None
+) -> tuple[int, int | None] | None:
+    """Return what is given, or what the newest record says, or what the weights' headers do."""
+    if given is not None:
+        return given
+    if adapter:
+        return _counted(directory, adapter=True)
+    for entry in reversed(entries):
+        told = mapping(entry.get("parameters"))
+        total, active = whole(told.get("total")), whole(told.get("active"))
+        if total:
+            return total, active
+    return _counted(directory, adapter=False)
+
+
+def _counted(directory: Path, *, adapter: bool) -> tuple[int, None] | None:
+    try:
+        tensors: Mapping[str, TensorSpec] = (
+            read_header(inside(directory, ADAPTER_WEIGHTS)).tensors if adapter else open_checkpoint(directory).tensors
+        )
+    except CheckpointError:  # the weights are elsewhere
+        return None
+    return sum(math.prod(spec.shape) for spec in tensors.values()), None
+
+
+def _loads(path: Path) -> tuple[LayerLoad, ...]:
+    """Return the loads of the last whole line that has some."""
+    if not path.is_file():
+        return ()
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        lines = file.read(_TAIL).split(b"\n")
+    for line in reversed(lines):
+        layers = _layers(line) if line else ()
+        if layers:
+            return layers
+    return ()
+
+
+def _layers(line: bytes) -> tuple[LayerLoad, ...]:
+    try:
+        layers = mapping(parse_json(line, METRICS_FILE)).get("layers")
+    except CheckpointError:  # the line that a kill cut off, or the first that is looked at
+        return ()
+    found = [_load(mapping(layer)) for layer in layers] if isinstance(layers, list) else []
+    return tuple(load for load in found if load)
+
+
+def _load(layer: Mapping[str, Any]) -> LayerLoad | None:
+    number, dead, busiest = whole(layer.get("layer")), whole(layer.get("dead")), real(layer.get("max_over_mean"))
+    load = layer.get("load")
+    if number is None or dead is None or busiest is None or not isinstance(load, list):
+        return None
+    return LayerLoad(number, busiest, dead, len(load))
+
+
+def _chats(directory: Path, files: frozenset[str]) -> bool:
+    if files & set(CHAT_TEMPLATE_FILES):
+        return True
+    if "tokenizer_config.json" not in files:
+        return False
+    try:
+        return bool(read_object(inside(directory, "tokenizer_config.json")).get("chat_template"))
+    except CheckpointError:
+        return False
