@@ -342,7 +342,7 @@ def test_overrides_by_index(tmp_path):
         (
             "verify.token=8",
             "unknown option of verify; found 'token', expected one of dense, moe, allow_pickle, text, tokens, "
-            "tensors_only; did you mean tokens?",
+            "tensors_only, record; did you mean tokens?",
         ),
         ("verify.tokens=many", "verify.tokens has the wrong type; found the text 'many', expected a whole number"),
         ("verify.tokens=1", "verify.tokens is out of range; found 1, expected 2 to a million"),
@@ -485,7 +485,8 @@ def test_dry_run_shows_the_commands_and_the_figures_and_writes_nothing(tiny, tmp
     assert done.output.splitlines()[-1] == "no figures: moe is no directory here"
 
 
-def test_a_chain_runs_and_honours_overwrite_and_dry_run(tiny, tmp_path):
+def test_a_chain_runs_and_honours_overwrite_and_dry_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "moe"
     text = f"{HEAD}  - convert: {{model: {tiny}, out: {out}, experts: 4}}\n  - verify: {{tensors_only: true}}\n"
     (tmp_path / "r.yaml").write_text(text)
@@ -495,10 +496,10 @@ def test_a_chain_runs_and_honours_overwrite_and_dry_run(tiny, tmp_path):
     done = invoke(tmp_path / "r.yaml")
     assert done.exit_code == 0, done.output
     assert done.output.splitlines()[-1] == "verified"
-    again = invoke(tmp_path / "r.yaml")
+    again = invoke(tmp_path / "r.yaml", "--again")
     assert isinstance(again.exception, UpcycleError)
     assert "overwrite" in str(again.exception)
-    assert invoke(tmp_path / "r.yaml", "--set", "convert.overwrite=true").exit_code == 0
+    assert invoke(tmp_path / "r.yaml", "--again", "--set", "convert.overwrite=true").exit_code == 0
 
 
 class Silent:
@@ -547,10 +548,13 @@ def test_a_failed_verify_exits_1(tiny, dense, tmp_path):
         f"  - verify: {{dense: {dense('llama_gelu')}, tensors_only: true}}\n  - generate: {{prompt: p}}\n"
     )
     program = [sys.executable, "-m", "upcycle.cli", "run", str(tmp_path / "r.yaml")]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "NOT VERIFIED"
-    assert done.stderr == "upcycle: error: some: step 2 of 3, verify, did not pass; 1 step after it did not run\n"
+    assert done.stderr == (
+        "upcycle: error: some: step 2 of 3, verify, did not pass; 1 step after it did not run; "
+        "the same command skips step 1, which is done, and goes on from there\n"
+    )
 
 
 def test_generated_text_is_shown_as_it_comes(monkeypatch):

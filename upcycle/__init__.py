@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from upcycle.errors import InputError, UpcycleError
     from upcycle.pipeline.stages import run
-    from upcycle.recipe import Attach, Convert, Generate, Merge, Plan, Plot, Train, Verify
+    from upcycle.recipe import Attach, Convert, Generate, Merge, Plan, Plot, Push, Train, Verify
 
 # No function is named like a subpackage (convert, plan): importing the subpackage would replace it.
 _API = {
@@ -31,12 +31,13 @@ _API = {
     "Merge": "upcycle.recipe",
     "Plan": "upcycle.recipe",
     "Plot": "upcycle.recipe",
+    "Push": "upcycle.recipe",
     "Train": "upcycle.recipe",
     "Verify": "upcycle.recipe",
 }
 
 __all__ = [
-    "Attach", "Convert", "Generate", "InputError", "Merge", "Plan", "Plot", "Train", "UpcycleError", "Verify",
+    "Attach", "Convert", "Generate", "InputError", "Merge", "Plan", "Plot", "Push", "Train", "UpcycleError", "Verify",
     "__version__", "run",
 ]  # fmt: skip
 

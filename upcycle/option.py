@@ -5,7 +5,7 @@ A request is a frozen dataclass of `upcycle.recipe`; its fields are made by `opt
 """
 
 import types
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -46,9 +46,9 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 
-def argument(help: str, **metadata: Any) -> Any:
-    """Return a dataclass field that must be given, and needs no dash."""
-    return field(metadata={"help": help, "positional": True, "group": "Arguments", **metadata})
+def argument(help: str, default: Any = MISSING, **metadata: Any) -> Any:
+    """Return a dataclass field that needs no dash, and must be given unless it has a default."""
+    return field(default=default, metadata={"help": help, "positional": True, "group": "Arguments", **metadata})
 
 
 def options_of(request: type[Any]) -> dict[str, Option]:

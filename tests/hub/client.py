@@ -47,6 +47,10 @@ class Client:
         """Run the command line."""
         return finish(self.start(*words))
 
+    def finish(self, *words: str, code: str) -> "subprocess.CompletedProcess[str]":
+        """Run Python to its end, with the words of a command line."""
+        return finish(self.start(*words, code=code))
+
     def fetch(self, model: str) -> "subprocess.CompletedProcess[str]":
         """Download what upcycle takes of a model."""
         return finish(self.start(code=FETCH.format(model)))
@@ -71,5 +75,5 @@ class Client:
 def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
     """Wait for a process and return what it said."""
     with process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

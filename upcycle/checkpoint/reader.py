@@ -76,11 +76,11 @@ class Directory:
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the JSON object in a file, which must lie in the directory."""
-        return read_object(_inside(self.place, name))
+        return read_object(inside(self.place, name))
 
     def header(self, name: str) -> Header:
         """Return the header of a file, which must lie in the directory."""
-        return read_header(_inside(self.place, name))
+        return read_header(inside(self.place, name))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def open_checkpoint(where: Path | Files) -> Checkpoint:
 
 def present_files(directory: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
     """Return those of `names` that exist in `directory`, each checked to lie inside it (or in the Hub cache)."""
-    paths = tuple(_inside(directory, name) for name in names if os.path.lexists(directory / name))
+    paths = tuple(inside(directory, name) for name in names if os.path.lexists(directory / name))
     for path in paths:
         if path.suffix not in PICKLED_SUFFIXES and path.stat().st_size > MAX_SIDE_BYTES:
             size = path.stat().st_size
@@ -217,8 +217,8 @@ def _check_index(shard: str, header: Header, indexed: set[str], weight_map: Mapp
         )
 
 
-def _inside(directory: Path, name: str) -> Path:
-    """Return `directory / name`, not what git LFS left in its place.
+def inside(directory: Path, name: str) -> Path:
+    """Return `directory / name`; raise CheckpointError for what git LFS left in its place, or no regular file.
 
     A symlink may only lead inside the directory or into the same Hub cache entry.
     """

@@ -28,10 +28,12 @@ def convert(request: recipe.Convert, as_json: bool) -> None:
     with progress_bar("writing") as start:
         drafted = stages.convert(request, start)
     if as_json:
-        print_json({"out": request.out, "left": list(drafted.left), **drafted.account.as_json()})
+        pushed = getattr(drafted, "pushed", None)
+        place = {"pushed": pushed.as_json()} if pushed else {"out": request.out, "left": list(drafted.left)}
+        print_json({**place, **drafted.account.as_json()})
     elif request.dry_run:
         print_account(drafted.account)
-        click.echo(f"nothing was written; {request.out} can be")
+        click.echo(f"nothing was written; {request.stream_to or request.out} can be")
     else:
         print_written(request, drafted)
     warn(drafted.warning)

@@ -22,9 +22,8 @@ def demo(model: str, out: str | None, prompt: str) -> None:
     with tempfile.TemporaryDirectory(prefix="upcycle-demo-") as scratch:
         directory = out or str(Path(scratch) / "moe")
         values = {"plan.model": model, "convert.model": model, "convert.out": directory, "generate.prompt": prompt}
-        carry_out(
-            "demo", [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()], dry_run=False
-        )
+        overrides = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+        carry_out("demo", overrides, dry_run=False, remember=False)
         click.echo(f"\nthe mixture of experts is in {out}" if out else "\n--out DIR keeps the mixture of experts")
 
 

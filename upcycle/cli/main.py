@@ -26,6 +26,7 @@ COMMANDS = {
     "merge": "upcycle.cli.merge",
     "plot": "upcycle.cli.plot",
     "generate": "upcycle.cli.generate",
+    "push": "upcycle.cli.push",
     "run": "upcycle.cli.run",
     "demo": "upcycle.cli.demo",
 }
@@ -64,6 +65,7 @@ def group(debug: bool) -> None:
     upcycle attach  MODEL OUT         small experts on a frozen model, as an adapter
     upcycle train   MODEL OUT         train any of them on
     upcycle merge   ADAPTER OUT       an adapter's experts -> mixture of experts
+    upcycle push    MODEL REPO        to the Hub, with a model card
     """
 
 
@@ -96,7 +98,8 @@ def main() -> NoReturn:
         if debug:
             traceback.print_exc()
         known = isinstance(error, UpcycleError | OSError)
-        _say(f"{'error' if known else f'internal error: {type(error).__name__}'}: {error}")
+        what = f"{'error' if known else f'internal error: {type(error).__name__}'}: {error}"
+        _say("; ".join([what, *getattr(error, "__notes__", [])]))
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 

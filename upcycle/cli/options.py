@@ -1,6 +1,7 @@
 """Commands made from the dataclasses of `upcycle.recipe`: one field, one option, one line of help."""
 
 from collections.abc import Callable
+from dataclasses import MISSING
 from typing import Any, TypeVar
 
 import click
@@ -98,9 +99,11 @@ class Joined(click.ParamType[tuple[Any, ...]]):
 def _parameter(option: Option) -> click.Parameter:
     kind: Any = click.Choice(option.choices) if option.choices else option.kind
     if option.positional:
-        return HelpfulArgument([option.name], help=option.help, type=kind)
+        given = option.default is MISSING
+        default = None if given else option.default
+        return HelpfulArgument([option.name], help=option.help, type=kind, required=given, default=default)
     flag = f"--{option.name.replace('_', '-')}"
-    if option.kind is bool and option.nullable:
+    if option.kind is bool and (option.nullable or option.default is True):
         flag = f"{flag}/--no-{flag[2:]}"
     return click.Option(
         [option.name, flag, *([f"-{option.short}"] if option.short else [])],

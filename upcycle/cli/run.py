@@ -1,6 +1,6 @@
 """`upcycle run`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from upcycle.cli.tables import (
     print_attached,
     print_json,
     print_merged,
+    print_pushed,
     print_report,
     print_trained,
     print_written,
@@ -32,36 +33,47 @@ if TYPE_CHECKING:
     "(repeat for more).",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and print the steps; write nothing.")
+@click.option("--again", is_flag=True, help="Do all steps, also those that were done before and are unchanged.")
 @click.option("--list", "listing", is_flag=True, help="List the packaged recipes.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, for editors.")
-def run(recipe: str | None, overrides: tuple[str, ...], dry_run: bool, listing: bool, schema: bool) -> None:
+def run(
+    recipe: str | None, overrides: tuple[str, ...], dry_run: bool, again: bool, listing: bool, schema: bool
+) -> None:
     """Carry out a YAML recipe, which chains commands.
 
     A step is a command and its options. A step that leaves out `dense` takes the model of the last convert step; one
     that leaves out `moe` or `model` takes the directory which the step before wrote. A failed verify ends the chain.
+
+    A step whose options, inputs and outputs are those of an earlier run is skipped, and one that was cut off is gone on
+    with; .upcycle in the current directory remembers them. plan, generate and push are never skipped.
     """
     if schema or listing:
         return _print_schema() if schema else _print_list()
     if recipe is None:
         raise click.UsageError("Missing argument 'RECIPE'.")
-    return carry_out(recipe, overrides, dry_run=dry_run)
+    return carry_out(recipe, overrides, dry_run=dry_run, again=again)
 
 
 run.groups = {"recipe": "Arguments"}
 run.example = "upcycle run smollm2-4x135m --set convert.experts=8 --dry-run"
 
 
-def carry_out(recipe: str, overrides: Sequence[str], *, dry_run: bool) -> None:
+def carry_out(
+    recipe: str, overrides: Sequence[str], *, dry_run: bool, again: bool = False, remember: bool = True
+) -> None:
     """Carry out a recipe, given by path or name, and print what happens; see `upcycle.pipeline.run` for what it raises.
 
+    Unless it is not to `remember`, what was done before is skipped, but for `again`, and what is done now is noted.
     Raises RecipeError for a recipe or an override that makes no sense.
     """
     from upcycle.pipeline import run as runner
+    from upcycle.pipeline.done import remembered
     from upcycle.pipeline.steps import find_recipe, read_recipe
 
     chain = read_recipe(find_recipe(recipe), overrides)
     click.echo(f"{chain.name}: {chain.description}")
-    (runner.rehearse if dry_run else runner.run)(chain, _Printer(dry_run))
+    done = remembered(chain.name, again=again) if remember else None
+    (runner.rehearse if dry_run else runner.run)(chain, _Printer(dry_run), done)
 
 
 class _Printer:
@@ -87,29 +99,36 @@ class _Printer:
         click.echo(piece, nl=False)
 
     def end(self, request: Any, result: Any) -> None:
-        if isinstance(request, requests.Verify):
-            print_report(result)
-        elif isinstance(request, requests.Generate):
-            click.echo()
-        elif isinstance(request, requests.Train):
-            print_trained(result)
-        elif isinstance(request, requests.Attach):
-            print_attached(result)
-        elif isinstance(request, requests.Merge):
-            print_merged(request, result)
-        elif isinstance(request, requests.Plot):
-            click.echo("\n".join(map(str, result)))
-        elif result is None:
-            click.echo(f"no figures: {request.model} is no directory here")
-        else:
+        from upcycle.pipeline.run import SKIPPED
+
+        if result is SKIPPED:
+            click.echo("unchanged, skipped")
+        elif isinstance(request, requests.Conversion):
             self._conversion(request, result)
+        else:
+            _PRINTERS[type(request)](request, result)
 
     def _conversion(self, request: requests.Conversion, drafted: Any) -> None:
+        if drafted is None:
+            click.echo(f"no figures: {request.model} is no directory here")
+            return
         if isinstance(request, requests.Convert) and not (request.dry_run or self._dry_run):
             print_written(request, drafted)
         else:
             print_account(drafted.account)
         warn(drafted.warning)
+
+
+_PRINTERS: dict[type[Any], Callable[[Any, Any], None]] = {
+    requests.Verify: lambda _, report: print_report(report),
+    requests.Generate: lambda _, _text: click.echo(),
+    requests.Train: lambda _, trained: print_trained(trained),
+    requests.Attach: lambda _, attached: print_attached(attached),
+    requests.Merge: print_merged,
+    requests.Push: lambda _, pushed: print_pushed(pushed),
+    requests.Plot: lambda _, paths: click.echo("\n".join(map(str, paths))),
+}
+"""Request -> what prints its result."""
 
 
 def _print_schema() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from upcycle.adapt.merge import Merged
     from upcycle.convert.convert import Draft
     from upcycle.plan.report import Report
+    from upcycle.ship.push import Pushed
     from upcycle.train.loop import Trained
 
 
@@ -83,6 +85,10 @@ def print_account(account: Account, of: str = "the dense model") -> None:
 def print_written(request: Convert, drafted: "Draft") -> None:
     """Print what a conversion has written."""
     account = drafted.account
+    pushed = getattr(drafted, "pushed", None)
+    if pushed:
+        print_pushed(pushed)
+        return
     files = f"{account.files} file{'s' * (account.files > 1)}"
     left = len(drafted.left)
     if left == account.files:
@@ -135,6 +141,29 @@ def print_trained(trained: "Trained") -> None:
         if losses:
             said.append(f"{what} {losses[0]:.4f} -> {losses[-1]:.4f}{of}")
     click.echo(f"{trained.out}: {', '.join(said)}")
+
+
+def print_pushed(pushed: "Pushed") -> None:
+    """Print what a push came to: what is new on the Hub, what was there, what went, and what stayed here."""
+    groups = (
+        ("to upload" if pushed.dry_run else "uploaded", pushed.uploaded, f" ({size(pushed.uploaded_bytes)})"),
+        ("unchanged", pushed.unchanged, ""),
+        ("to remove" if pushed.dry_run else "removed", pushed.removed, ""),
+        ("left here", pushed.left, ""),
+    )
+    for label, names, beside in groups:
+        if names:
+            click.echo(f"{label:<11}{listed(names)}{beside}")
+    if pushed.dry_run:
+        click.echo(f"{pushed.repo}: nothing was changed; all that can be checked before is in order")
+    else:
+        click.echo(f"{pushed.url}: {len(pushed.uploaded) + len(pushed.unchanged)} files, as they are here")
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Return names as a list that fits on a line."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return printable(", ".join(names[:most])) + more
 
 
 def print_report(report: "Report") -> None:

@@ -17,6 +17,7 @@ REQUESTS: dict[str, type[Any]] = {
     "merge": recipe.Merge,
     "plot": recipe.Plot,
     "generate": recipe.Generate,
+    "push": recipe.Push,
 }
 """Command -> its request. A new command is one line here and one in `upcycle.pipeline.run`."""
 

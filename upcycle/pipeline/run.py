@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from upcycle import recipe
 from upcycle.errors import UpcycleError
 from upcycle.pipeline import stages
+from upcycle.pipeline.done import Done
 from upcycle.pipeline.grammar import command_of
 from upcycle.pipeline.steps import Recipe
+from upcycle.pipeline.touched import names_read
 from upcycle.plan.execute import Advance
 
 if TYPE_CHECKING:
     from upcycle.train.loop import Observer as TrainingObserver
+
+
+class Skipped:
+    """The result of a step that was done before and is not done again."""
+
+
+SKIPPED = Skipped()
 
 
 class Observer(Protocol):
@@ -32,36 +41,84 @@ class Observer(Protocol):
         """A model has written `piece`."""
 
     def end(self, request: Any, result: Any) -> None:
-        """The step is done; `result` is what `upcycle.pipeline.stages.run` returns for its request."""
+        """The step is done; `result` is what `upcycle.pipeline.stages.run` returns for its request, or `SKIPPED`."""
 
 
-def run(chain: Recipe, observer: Observer) -> None:
-    """Carry out every step of `chain`.
+def run(chain: Recipe, observer: Observer, done: Done | None = None) -> None:
+    """Carry out every step of `chain`, but for those that `done` has.
 
-    Raises UpcycleError when a verification fails, without starting the steps after it, and whatever a step raises.
+    Raises UpcycleError when a verification fails, without starting the steps after it, and whatever a step raises, with
+    a note on which step it was and how to go on.
     """
+    for repository in filter(None, map(_published_to, chain.steps)):
+        stages.check_access(repository)  # now, and not when hours of work are done
+    ended: list[int] = []
     for number, request in enumerate(chain.steps, 1):
-        command = command_of(request)
-        observer.begin(number, len(chain.steps), request)
+        try:
+            if done and done.has(request):
+                observer.begin(number, len(chain.steps), request)
+                observer.end(request, SKIPPED)
+            else:
+                _carry_out(chain, number, done.begin(request) if done else request, observer, done)
+        except BaseException as error:
+            if done:
+                error.add_note(f"the same command {_skipping(ended)}goes on from there")
+            raise
+        if done and done.keeps(request):
+            ended.append(number)
+
+
+def _published_to(request: Any) -> str | None:
+    """The repository on the Hub that a step writes."""
+    if isinstance(request, recipe.Push):
+        return request.repo
+    return request.stream_to if isinstance(request, recipe.Convert) else None
+
+
+def _carry_out(chain: Recipe, number: int, request: Any, observer: Observer, done: Done | None) -> None:
+    """Do one step, and note that it is done."""
+    command, after = command_of(request), len(chain.steps) - number
+    step = f"{chain.name}: step {number} of {len(chain.steps)}, {command}"
+    observer.begin(number, len(chain.steps), request)
+    try:
         result = ACTIONS[command](request, observer)
-        observer.end(request, result)
-        after = len(chain.steps) - number
-        rest = f"; {after} step{'s' * (after > 1)} after it did not run" if after else ""
-        step = f"{chain.name}: step {number} of {len(chain.steps)}, {command}"
-        if not getattr(result, "passed", True):
-            raise UpcycleError(f"{step}, did not pass{rest}")
-        if after and getattr(result, "left", None):
-            raise UpcycleError(f"{step}, waits for the other parts{rest}")
+    except BaseException as error:
+        error.add_note(f"{step}, is not done")
+        raise
+    observer.end(request, result)
+    rest = f"; {after} step{'s' * (after > 1)} after it did not run" if after else ""
+    if not getattr(result, "passed", True):
+        raise UpcycleError(f"{step}, did not pass{rest}")
+    if done:
+        done.end(request, result)
+    if after and getattr(result, "left", None):
+        raise UpcycleError(f"{step}, waits for the other parts{rest}")
 
 
-def rehearse(chain: Recipe, observer: Observer) -> None:
+def _skipping(ended: list[int]) -> str:
+    if not ended:
+        return ""
+    *most, last = map(str, ended)
+    if not most:
+        return f"skips step {last}, which is done, and "
+    return f"skips steps {', '.join(most)} and {last}, which are done, and "
+
+
+def rehearse(chain: Recipe, observer: Observer, done: Done | None = None) -> None:
     """Tell `observer` every step without doing it; plan the conversions of models that are local directories.
 
-    Writes nothing; the result of a conversion whose model is elsewhere is None. Raises InputError for a conversion
-    that would be refused.
+    Writes nothing; the result of a conversion whose model is elsewhere is None, that of a step which `done` has, and
+    which reads nothing that another step would write anew, is `SKIPPED`. Raises InputError for a conversion that would
+    be refused.
     """
+    anew: set[Path] = set()
     for number, request in enumerate(chain.steps, 1):
         observer.begin(number, len(chain.steps), request)
+        read = {Path(said) for _, said in names_read(request)}
+        if done and done.has(request) and not any(anew & {path, *path.parents} for path in read):
+            observer.end(request, SKIPPED)
+            continue
+        anew |= {Path(out) for out in [getattr(request, "out", None)] if out}
         if isinstance(request, recipe.Conversion):
             here = request.model in stages.BUILT_IN or Path(request.model).expanduser().is_dir()
             observer.end(request, stages.plan(request) if here else None)
@@ -99,6 +156,10 @@ def _merge(request: recipe.Merge, observer: Observer) -> Any:
         return stages.merge(request, start)
 
 
+def _push(request: recipe.Push, _observer: Observer) -> Any:
+    return stages.push(request)
+
+
 def _plot(request: recipe.Plot, _observer: Observer) -> Any:
     return stages.plot(request)
 
@@ -112,5 +173,6 @@ ACTIONS: dict[str, Callable[[Any, Observer], Any]] = {
     "merge": _merge,
     "plot": _plot,
     "generate": _generate,
+    "push": _push,
 }
 """Command -> what carries out its request; the commands are those of `upcycle.pipeline.grammar`."""

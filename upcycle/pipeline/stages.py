@@ -1,12 +1,13 @@
 """The commands as functions: find the model, then one call into a wing."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import upcycle
 from upcycle import recipe
-from upcycle.errors import InputError
+from upcycle.errors import InputError, UnreachableError
 from upcycle.plan.execute import Advance
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from upcycle.adapt.merge import Merged
     from upcycle.convert.convert import Draft
     from upcycle.plan.report import Report
+    from upcycle.ship.push import Pushed
     from upcycle.train.loop import Observer, Trained
 
 
@@ -111,7 +113,8 @@ def plan(request: recipe.Conversion) -> "Draft":
 def convert(request: recipe.Convert, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Draft":
     """Convert a dense checkpoint, or only plan it for a dry run; see `upcycle.convert.convert.convert`.
 
-    What the plan refuses is refused before anything is downloaded.
+    With `stream_to` it goes to the Hub, and what is returned is an `upcycle.pipeline.stream.Streamed`. What the plan
+    refuses is refused before anything is downloaded.
     """
     from upcycle.convert.convert import convert as carry_out
     from upcycle.convert.convert import rehearse
@@ -119,6 +122,10 @@ def convert(request: recipe.Convert, start: Callable[[int], Advance] = lambda _:
     if _local(request.model) is None:
         plan(request)
     directory = locate(request.model, allow_pickle=request.allow_pickle)
+    if request.stream_to is not None:
+        from upcycle.pipeline.stream import stream
+
+        return stream(directory, request, start)
     return rehearse(directory, request) if request.dry_run else carry_out(directory, request, start)
 
 
@@ -173,6 +180,21 @@ def plot(request: recipe.Plot) -> list[Path]:
     return carry_out(request)
 
 
+def push(request: recipe.Push) -> "Pushed":
+    """Publish a model or an adapter on the Hub; see `upcycle.pipeline.publish.push`."""
+    from upcycle.pipeline.publish import push as carry_out
+
+    return carry_out(request)
+
+
+def check_access(repository: str) -> None:
+    """Raise InputError when there is no token to write to the Hub with; one that cannot be asked may be there later."""
+    from upcycle.ship.target import Target
+
+    with suppress(UnreachableError):
+        Target.of(repository)
+
+
 class _Silent:
     """Watches a training and says nothing."""
 
@@ -197,11 +219,13 @@ def run(request: recipe.Merge) -> "Merged": ...
 def run(request: recipe.Train) -> "Trained": ...
 @overload
 def run(request: recipe.Plot) -> list[Path]: ...
+@overload
+def run(request: recipe.Push) -> "Pushed": ...
 def run(request: Any) -> Any:
     """Carry out a request.
 
-    Return a Draft (of plan and convert), a Report (of verify), text (of generate), an Attached, a Trained, a Merged, or
-    paths (of plot).
+    Return a Draft (of plan and convert), a Report (of verify), text (of generate), an Attached, a Trained, a Merged, a
+    Pushed, or paths (of plot).
 
     Raises what the command's own function raises: InputError for what is wrong with the request or the input.
     """
@@ -217,5 +241,6 @@ STAGES: dict[type[Any], Callable[[Any], Any]] = {
     recipe.Train: train,
     recipe.Merge: merge,
     recipe.Plot: plot,
+    recipe.Push: push,
 }
 """Request -> what carries it out."""

@@ -160,7 +160,8 @@ def _resolved(said: list[_Said]) -> Iterator[Any]:
     for step in said:
         request = _request(step, chain)
         if isinstance(request, recipe.Convert):
-            chain = {"dense": request.model, "moe": request.out, "model": request.out}
+            made = {"moe": request.out, "model": request.out} if request.out else {}
+            chain = {"dense": request.model, **made}
         if isinstance(request, recipe.Attach):
             chain = {"dense": request.model, "adapter": request.out, "model": request.out}
         if isinstance(request, recipe.Train):

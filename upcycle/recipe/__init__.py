@@ -19,6 +19,7 @@ from upcycle.recipe.conversion import (
 from upcycle.recipe.generate import Generate, RunDtype
 from upcycle.recipe.merge import Merge
 from upcycle.recipe.plot import MAX_RUNS, PictureFormat, Plot
+from upcycle.recipe.push import Push
 from upcycle.recipe.train import Train
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PictureFormat",
     "Plan",
     "Plot",
+    "Push",
     "RouterInit",
     "RunDtype",
     "Train",

@@ -5,8 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from upcycle.errors import RecipeError
 from upcycle.option import argument, option
-from upcycle.recipe.checks import check_kinds, require
+from upcycle.recipe.checks import check_kinds, require, require_beside
 
 Dtype = Literal["keep", "f32", "f16", "bf16"]
 RouterInit = Literal["normal", "zeros"]
@@ -83,7 +84,12 @@ class Plan(Conversion):
 class Convert(Conversion):
     """Turn a dense checkpoint into a mixture of experts."""
 
-    out: str = argument("Directory to write.", recorded=False)
+    out: str = argument("Directory to write; none with --stream-to.", default="", recorded=False)
+    stream_to: str | None = option(
+        None, "Repository on the Hub to write instead of a directory: each file is made, uploaded and deleted.",
+        group="Hub", recorded=False, metavar="REPO",
+    )  # fmt: skip
+    private: bool = option(False, "Make the repository private.", group="Hub", recorded=False)
     resume: bool = option(False, "Continue an interrupted conversion.", group="Running", recorded=False)
     overwrite: bool = option(False, "Replace OUT once the new output is complete.", group="Running", recorded=False)
     dry_run: bool = option(
@@ -106,6 +112,18 @@ class Convert(Conversion):
         super().__post_init__()
         require(0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
         self.share()
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """It goes to a directory or to the Hub; what is for directories is not for the Hub."""
+        if self.stream_to is None:
+            if not self.out:
+                raise RecipeError("there is no OUT to write to", expected="a directory, or --stream-to", option="out")
+            require_beside(not self.private, "private", self.private, "--stream-to")
+            return
+        for name in ("out", "overwrite", "part"):
+            value = getattr(self, name)
+            require_beside(not value, name, value, "no --stream-to, which goes on by itself where it stopped")
 
     def share(self) -> tuple[int, int]:
         """Return `part` as (number from 1, how many); the whole is (1, 1)."""
@@ -127,6 +145,7 @@ class Verify:
     text: str | None = option(None, "Text to run both models on; a short one is built in.", metavar="FILE")
     tokens: int = option(256, "How many tokens of the text to use.")
     tensors_only: bool = option(False, "Compare the tensors and do not run the models.")
+    record: bool = option(False, "Keep what was found in MOE/verify.json, for its model card.")
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a number of tokens that cannot be run."""

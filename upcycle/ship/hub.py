@@ -40,6 +40,9 @@ SIDE_FILES = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES, *CHAT_TEMPLATE_FIL
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 
+CARD_FILE = "README.md"
+MAX_CARD_BYTES = 1_000_000
+
 FIRST_READ = 8192
 """Bytes of a weight file that are read at first: the whole header of most shards."""
 
@@ -142,6 +145,19 @@ def download(model: str, *, pickle: bool = False) -> Path:
     files = HubFiles(repository)
     weights = weight_files(files, pickle=pickle)
     return _bring(repository, [name for name in SIDE_FILES if files.has(name)], weights)
+
+
+def read_card(model: str) -> str | None:
+    """Return the model card of a Hub id as it is, or None where it has none or it cannot be had."""
+    try:
+        repository = open_repository(model)
+        if CARD_FILE not in repository.sizes:
+            return None
+        return repository.read(CARD_FILE, 0, min(repository.sizes[CARD_FILE], MAX_CARD_BYTES)).decode(
+            "utf-8", "replace"
+        )
+    except UpcycleError:
+        return None
 
 
 def weight_files(files: Files, *, pickle: bool = False) -> list[str]:

@@ -4,7 +4,7 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ RETRIES = 4
 """How often a request that failed is made again, after 1, 2, 4 and 8 seconds: a restart of a server, not an outage."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")  # becomes a path
+_DIGEST = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Repository:
     revision: str  # as asked for: a branch, a tag or a commit
     commit: str
     sizes: Mapping[str, int]  # of every file, in bytes
+    digests: Mapping[str, str] = field(default_factory=dict)  # of large files SHA-256, of others git's SHA-1, if told
+    private: bool = False
 
     def url(self, file: str) -> str:
         """Return where `file` is resolved; large files are redirected from there to their storage."""
@@ -84,7 +87,11 @@ def open_repository(model: str) -> Repository:
         raw = _ask(f"{constants.ENDPOINT}/api/models/{name}/revision/{quote(revision, safe='')}")
     try:
         info = parse_object(raw, model)
-        return Repository(model, name, revision, _commit(info["sha"]), dict(map(_named_size, info["siblings"])))
+        siblings = info["siblings"]
+        return Repository(
+            model, name, revision, _commit(info["sha"]), dict(map(_named_size, siblings)),
+            digests=dict(filter(None, map(_named_digest, siblings))), private=info.get("private") is True,
+        )  # fmt: skip
     except (CheckpointError, ValueError, TypeError, KeyError):
         raise UpcycleError(f"{model}: {constants.ENDPOINT} does not answer as a Hub does") from None
 
@@ -124,6 +131,13 @@ def _named_size(file: Any) -> tuple[str, int]:
     if not isinstance(name, str) or type(size) is not int or not 0 <= size < 2**63:
         raise ValueError(name, size)
     return name, size
+
+
+def _named_digest(file: Any) -> tuple[str, str] | None:
+    """Return name and digest of one of the files that the API lists; None where it tells none."""
+    lfs = file.get("lfs")
+    digest = lfs.get("sha256") if isinstance(lfs, dict) else file.get("blobId")
+    return (file["rfilename"], digest) if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None
 
 
 @contextmanager

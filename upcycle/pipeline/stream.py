@@ -1,0 +1,203 @@
+"""A conversion straight to the Hub: each shard is made, committed to a working branch, and deleted.
+
+At the end one commit puts all of it on main, by reference to what the branch holds, and the branch goes. What the
+branch holds is also what a run that was cut off goes on from: nothing of it is kept on this machine.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from upcycle import recipe
+from upcycle.checkpoint import lock
+from upcycle.checkpoint.lock import Lock
+from upcycle.checkpoint.place import RECEIPT_FILE
+from upcycle.checkpoint.reader import open_checkpoint
+from upcycle.checkpoint.staging import Staging
+from upcycle.convert.cache import cache_directory
+from upcycle.convert.convert import Draft, draft
+from upcycle.convert.receipt import recorded_recipe
+from upcycle.errors import StagingError, UnreachableError, UpcycleError
+from upcycle.pipeline.publish import card_writer
+from upcycle.plan.execute import Advance, execute
+from upcycle.plan.make import identities, side_files, watch, worker_count
+from upcycle.plan.plan import Plan, Shard
+from upcycle.plan.receipt import Origin, receipt_bytes
+
+if TYPE_CHECKING:
+    from upcycle.ship.branch import Finished, WorkingBranch
+    from upcycle.ship.contents import Contents, Shapes
+    from upcycle.ship.push import Pushed
+
+_KEPT = "what is on the Hub stays there, and the same command goes on with it"
+
+_log = logging.getLogger("upcycle")
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed(Draft):
+    """A conversion that went to the Hub."""
+
+    pushed: "Pushed | None" = None  # None of a dry run
+
+
+def stream(directory: Path, request: recipe.Convert, start: Callable[[int], Advance]) -> Streamed:
+    """Convert the checkpoint in `directory` into the repository `request.stream_to`.
+
+    Raises as a conversion into a directory does, and as `upcycle.ship.push.push`; before a shard is made, every check
+    that needs none has passed.
+    """
+    from upcycle.ship.branch import WorkingBranch
+    from upcycle.ship.fit import check_fit
+    from upcycle.ship.push import open_target, publish, refuse_secrets
+    from upcycle.ship.target import MAIN, attempts
+
+    drafted = draft(open_checkpoint(directory), request)
+    plan, check = drafted.plan, watch(drafted.plan, directory)
+    fingerprint = hashlib.sha256(json.dumps([plan.hash, identities(plan)]).encode()).hexdigest()[:16]
+    with _scratch(fingerprint) as scratch:
+        files = side_files(plan)
+        _write(scratch, files)
+        check_fit(scratch, shapes_of(plan))
+        refuse_secrets(_contents(scratch, plan, files, {}))
+        target, main = open_target(request.stream_to or "", private=request.private)
+        if request.dry_run:
+            return _streamed(drafted, None)
+        if main is None:
+            attempts(lambda: target.create(private=request.private))
+        branch = WorkingBranch(target, f"upcycle-{fingerprint}")
+        finished = _make_all(plan, branch, scratch, request, start, check)
+        files[RECEIPT_FILE] = _receipt(directory, request, plan, finished, files)
+        _write(scratch, files)
+        contents = _contents(scratch, plan, files, finished)
+        title = f"Upload {contents.kind} by upcycle"
+        pushed = publish(target, contents, card_writer(contents, None), lambda: MAIN, title)
+        branch.remove()
+        return _streamed(drafted, pushed)
+
+
+@contextmanager
+def _scratch(fingerprint: str) -> Iterator[Path]:
+    """Give an empty directory in the cache, which goes afterwards; what of an error is to be done is said with it.
+
+    Raises StagingError when another process makes the same, or the disk fails.
+    """
+    scratch = cache_directory() / "stream" / fingerprint
+    try:
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.take(scratch.with_suffix(".lock"), what="the same conversion")
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(held, scratch.with_suffix(".lock"))
+    except OSError as error:
+        raise StagingError(f"{error.filename or scratch}: {error.strerror or error}; {_KEPT}") from error
+    except BaseException as error:
+        if isinstance(error, UnreachableError) or not isinstance(error, UpcycleError):
+            error.add_note(_KEPT)
+        raise
+
+
+def _remove(held: Lock, path: Path) -> None:
+    """Remove the file of a lock while it is held, so that nobody's is removed but our own, and let go.
+
+    Windows removes no file that is open; there it stays.
+    """
+    with suppress(OSError):
+        path.unlink()
+    held.release()
+
+
+def shapes_of(plan: Plan) -> "Shapes":
+    """Return the tensors that a plan writes."""
+    return {write.name: (write.dtype, write.shape) for write in plan.writes}
+
+
+def _make_all(
+    plan: Plan,
+    branch: "WorkingBranch",
+    scratch: Path,
+    request: recipe.Convert,
+    start: Callable[[int], Advance],
+    check: Callable[[], None],
+) -> dict[str, "Finished"]:
+    """Bring to the branch every shard that it lacks, one at a time."""
+    finished = branch.finished()
+    left = [shard for shard in plan.shards if not _is_finished(shard, finished)]
+    advance = start(sum(shard.size for shard in left))
+    for shard in left:
+        finished[shard.name] = branch.put(*_make(shard, scratch, request, advance, check))
+        (scratch / shard.name).unlink()
+        there = sum(_is_finished(one, finished) for one in plan.shards)
+        _log.info("%s: on the Hub, %s of %s", shard.name, there, len(plan.shards))
+    return finished
+
+
+def _is_finished(shard: Shard, finished: Mapping[str, "Finished"]) -> bool:
+    """Whether it is there: the branch is named after the plan and what it reads, so the same name is the same shard."""
+    entry = finished.get(shard.name)
+    computed = {write.name for write in shard.writes if not write.copied}
+    return entry is not None and entry.file.size == shard.size and entry.hashes.keys() == computed
+
+
+def _make(
+    shard: Shard, scratch: Path, request: recipe.Convert, advance: Advance, check: Callable[[], None]
+) -> tuple[Path, Mapping[str, str]]:
+    """Write one shard; return its path and the hashes of what was computed in it."""
+    staging = Staging(scratch, scratch)
+    _check_space(shard, scratch)
+    workers = worker_count(request.workers)
+    execute([shard], staging, workers=workers, finite=request.check_finite, advance=advance, check=check)
+    check()
+    return scratch / shard.name, staging.done[shard.name]
+
+
+def _check_space(shard: Shard, scratch: Path) -> None:
+    """Raise StagingError when the disk cannot hold one shard."""
+    free = shutil.disk_usage(scratch).free
+    if shard.size > free:
+        raise StagingError(
+            f"{scratch.parent}: not enough space for {shard.name}; found {free / 1e6:,.1f} MB free, expected "
+            f"{shard.size / 1e6:,.1f} MB; UPCYCLE_CACHE names a directory on another disk; {_KEPT}"
+        )
+
+
+def _receipt(
+    directory: Path,
+    request: recipe.Convert,
+    plan: Plan,
+    finished: Mapping[str, "Finished"],
+    files: Mapping[str, bytes],
+) -> bytes:
+    """Return the receipt, the same as of a conversion into a directory."""
+    hashes = {name: digest for shard in plan.shards for name, digest in sorted(finished[shard.name].hashes.items())}
+    origin = Origin.of(directory, plan.sources)
+    said = recorded_recipe(request, origin)
+    return receipt_bytes(plan, recipe=said, source=origin.as_json(), hashes=hashes, side_files=files)
+
+
+def _contents(scratch: Path, plan: Plan, files: Mapping[str, bytes], finished: Mapping[str, "Finished"]) -> "Contents":
+    from upcycle.ship.contents import Contents, Item
+
+    shards = [Item(shard.name, finished[shard.name].file) for shard in plan.shards if shard.name in finished]
+    items = [*shards, *(Item(name, data) for name, data in files.items())]
+    ordered = tuple(sorted(items, key=lambda item: item.name))
+    return Contents(scratch, "model", plan.config, shapes_of(plan), ordered, ())
+
+
+def _write(scratch: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        (scratch / name).write_bytes(data)
+
+
+def _streamed(drafted: Draft, pushed: "Pushed | None") -> Streamed:
+    return Streamed(drafted.plan, drafted.account, drafted.warning, drafted.left, pushed)
