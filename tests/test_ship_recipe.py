@@ -82,9 +82,10 @@ def test_without_a_token_nothing_is_begun(hub: Hub, user: Client) -> None:
 
 
 @pytest.mark.slow
-def test_the_packaged_recipe_ships_the_real_model(hub: Hub, user: Client, smollm2: Path) -> None:
+def test_the_packaged_recipe_ships_the_real_model(hub: Hub, user: Client, smollm2: Path, text: Path) -> None:
+    (user.home / "book.txt").write_bytes(text.read_bytes())
     sets = (
-        f"convert.model={smollm2}",
+        f"convert.model={smollm2.resolve()}",
         "convert.out=first",
         "train.out=second",
         "train.max_steps=2",

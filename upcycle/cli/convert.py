@@ -25,8 +25,11 @@ def plan(request: recipe.Plan, as_json: bool) -> None:
 @json_option
 def convert(request: recipe.Convert, as_json: bool) -> None:
     """See recipe.Convert."""
-    with progress_bar("writing") as start:
-        drafted = stages.convert(request, start)
+    if request.stream_to is None:
+        with progress_bar("writing") as start:
+            drafted = stages.convert(request, start)
+    else:  # the Hub's client shows bars of its own
+        drafted = stages.convert(request)
     if as_json:
         pushed = getattr(drafted, "pushed", None)
         place = {"pushed": pushed.as_json()} if pushed else {"out": request.out, "left": list(drafted.left)}

@@ -125,7 +125,7 @@ def convert(request: recipe.Convert, start: Callable[[int], Advance] = lambda _:
     if request.stream_to is not None:
         from upcycle.pipeline.stream import stream
 
-        return stream(directory, request, start)
+        return stream(directory, request)
     return rehearse(directory, request) if request.dry_run else carry_out(directory, request, start)
 
 

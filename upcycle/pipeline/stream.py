@@ -25,7 +25,7 @@ from upcycle.convert.convert import Draft, draft
 from upcycle.convert.receipt import recorded_recipe
 from upcycle.errors import StagingError, UnreachableError, UpcycleError
 from upcycle.pipeline.publish import card_writer
-from upcycle.plan.execute import Advance, execute
+from upcycle.plan.execute import execute
 from upcycle.plan.make import identities, side_files, watch, worker_count
 from upcycle.plan.plan import Plan, Shard
 from upcycle.plan.receipt import Origin, receipt_bytes
@@ -47,7 +47,7 @@ class Streamed(Draft):
     pushed: "Pushed | None" = None  # None of a dry run
 
 
-def stream(directory: Path, request: recipe.Convert, start: Callable[[int], Advance]) -> Streamed:
+def stream(directory: Path, request: recipe.Convert) -> Streamed:
     """Convert the checkpoint in `directory` into the repository `request.stream_to`.
 
     Raises as a conversion into a directory does, and as `upcycle.ship.push.push`; before a shard is made, every check
@@ -72,7 +72,7 @@ def stream(directory: Path, request: recipe.Convert, start: Callable[[int], Adva
         if main is None:
             attempts(lambda: target.create(private=request.private))
         branch = WorkingBranch(target, f"upcycle-{fingerprint}")
-        finished = _make_all(plan, branch, scratch, request, start, check)
+        finished = _make_all(plan, branch, scratch, request, check)
         files[RECEIPT_FILE] = _receipt(directory, request, plan, finished, files)
         _write(scratch, files)
         contents = _contents(scratch, plan, files, finished)
@@ -123,19 +123,14 @@ def shapes_of(plan: Plan) -> "Shapes":
 
 
 def _make_all(
-    plan: Plan,
-    branch: "WorkingBranch",
-    scratch: Path,
-    request: recipe.Convert,
-    start: Callable[[int], Advance],
-    check: Callable[[], None],
+    plan: Plan, branch: "WorkingBranch", scratch: Path, request: recipe.Convert, check: Callable[[], None]
 ) -> dict[str, "Finished"]:
     """Bring to the branch every shard that it lacks, one at a time."""
     finished = branch.finished()
-    left = [shard for shard in plan.shards if not _is_finished(shard, finished)]
-    advance = start(sum(shard.size for shard in left))
-    for shard in left:
-        finished[shard.name] = branch.put(*_make(shard, scratch, request, advance, check))
+    for shard in plan.shards:
+        if _is_finished(shard, finished):
+            continue
+        finished[shard.name] = branch.put(*_make(shard, scratch, request, check))
         (scratch / shard.name).unlink()
         there = sum(_is_finished(one, finished) for one in plan.shards)
         _log.info("%s: on the Hub, %s of %s", shard.name, there, len(plan.shards))
@@ -150,13 +145,13 @@ def _is_finished(shard: Shard, finished: Mapping[str, "Finished"]) -> bool:
 
 
 def _make(
-    shard: Shard, scratch: Path, request: recipe.Convert, advance: Advance, check: Callable[[], None]
+    shard: Shard, scratch: Path, request: recipe.Convert, check: Callable[[], None]
 ) -> tuple[Path, Mapping[str, str]]:
     """Write one shard; return its path and the hashes of what was computed in it."""
     staging = Staging(scratch, scratch)
     _check_space(shard, scratch)
     workers = worker_count(request.workers)
-    execute([shard], staging, workers=workers, finite=request.check_finite, advance=advance, check=check)
+    execute([shard], staging, workers=workers, finite=request.check_finite, advance=lambda _: None, check=check)
     check()
     return scratch / shard.name, staging.done[shard.name]
 
@@ -166,8 +161,8 @@ def _check_space(shard: Shard, scratch: Path) -> None:
     free = shutil.disk_usage(scratch).free
     if shard.size > free:
         raise StagingError(
-            f"{scratch.parent}: not enough space for {shard.name}; found {free / 1e6:,.1f} MB free, expected "
-            f"{shard.size / 1e6:,.1f} MB; UPCYCLE_CACHE names a directory on another disk; {_KEPT}"
+            f"{scratch.parent}: not enough space for {shard.name}; found {free / 1e6:,.2f} MB free, expected "
+            f"{shard.size / 1e6:,.2f} MB; UPCYCLE_CACHE names a directory on another disk; {_KEPT}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,9 @@ class Changes:
 
 def compare(contents: Contents, state: Repository) -> Changes:
     """Return what of `contents` the repository lacks; files of equal size are read for their hashes."""
-    new = tuple(item for item in contents.items if not _is_there(item, state))
+    with ThreadPoolExecutor() as pool:
+        there = list(pool.map(lambda item: _is_there(item, state), contents.items))
+    new = tuple(item for item, found in zip(contents.items, there, strict=True) if not found)
     names = {item.name for item in contents.items}
     return Changes(new, tuple(sorted(names - {item.name for item in new})), tuple(sorted(_stale(names, state))))
 
