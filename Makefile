@@ -63,6 +63,7 @@ bench: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
 	$(BIN)/python -m benchmarks.convert
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.adapters
+	$(BIN)/python -m benchmarks.push
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info

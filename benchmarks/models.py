@@ -1,6 +1,6 @@
 """Mistral checkpoints of any size without a trained model: random weights, or headers over holes. No torch.
 
-python -m benchmarks.models DIRECTORY writes the one that is converted with random weights.
+python -m benchmarks.models DIRECTORY NAME writes one with random weights: `bench` is converted, `push` is published.
 """
 
 import json
@@ -63,20 +63,28 @@ class Mistral:
 
 BENCH = Mistral(layers=12, hidden=2048, intermediate=7168, heads=16, kv_heads=4)
 """1.57 GB: large enough that start-up time does not count, small enough to repeat."""
+PUSH = Mistral(layers=16, hidden=2048, intermediate=7168, heads=16, kv_heads=4)
+"""2.01 GB, in six files."""
 MISTRAL_7B = Mistral(layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8)
 """Mistral-7B-v0.1, 14.5 GB."""
 TEST = Mistral(layers=2, hidden=1024, intermediate=3072, heads=8, kv_heads=2, vocab=1000)
 """46 MB, with 6.3 MB for each tensor of the FFN."""
 
-SHARD_BYTES = {BENCH: 400_000_000, MISTRAL_7B: 5_000_000_000, TEST: 30_000_000}
-"""Largest file of a source: four, three and two of them."""
+RANDOM = {"bench": BENCH, "push": PUSH}
+SHARD_BYTES = {BENCH: 400_000_000, PUSH: 400_000_000, MISTRAL_7B: 5_000_000_000, TEST: 30_000_000}
+"""Largest file of a source: four, six, three and two of them."""
 
 
 def make_bench(directory: Path) -> Path:
-    """Write `BENCH` unless it is there, in a process of its own: the caller stays small (see `measure.run`)."""
+    """Write `BENCH` unless it is there."""
+    return make_random(directory, "bench")
+
+
+def make_random(directory: Path, name: str) -> Path:
+    """Write a model of `RANDOM` unless it is there, in a process of its own: the caller stays small (`measure.run`)."""
     if not directory.exists():
         partial = directory.with_name(directory.name + ".partial")
-        subprocess.run([sys.executable, "-m", "benchmarks.models", str(partial)], check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.models", str(partial), name], check=True)
         partial.rename(directory)
     return directory
 
@@ -129,4 +137,4 @@ def _size(group: list[Entry]) -> int:
 
 
 if __name__ == "__main__":
-    write_random(Path(sys.argv[1]), BENCH)
+    write_random(Path(sys.argv[1]), RANDOM[sys.argv[2]])

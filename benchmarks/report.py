@@ -75,9 +75,9 @@ def head(directory: Path) -> str:
     """Return what comes before the sections of the results page."""
     return (
         "# Results\n\n"
-        "Written by `make bench` (`python -m benchmarks.convert`, `benchmarks.train`, `benchmarks.adapters`). Wall\n"
-        "time includes the `sync` where a command shows one; memory is the largest resident size, from `wait4`. MB\n"
-        "and GB are decimal.\n\n"
+        "Written by `make bench` (`python -m benchmarks.convert`, `.train`, `.adapters`, `.push`). Wall time includes\n"
+        "the `sync` where a command shows one; memory is the largest resident size, from `wait4`. MB and GB are\n"
+        "decimal.\n\n"
         f"Machine: {machine(directory)}.\n\n"
     )
 

@@ -1,8 +1,10 @@
 """The `upcycle` group, loaded command by command so that `--help` is instant, and the exit codes."""
 
 import logging
+import os
 import signal
 import sys
+import threading
 import traceback
 from importlib import import_module
 from types import FrameType
@@ -87,10 +89,10 @@ def main() -> NoReturn:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt) as stop:
         _say("; ".join(["interrupted", *_notes(stop)]))
-        sys.exit(130)
+        _leave(130)
     except Terminated as stop:
         _say("; ".join(["terminated", *_notes(stop)]))
-        sys.exit(143)
+        _leave(143)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -101,6 +103,15 @@ def main() -> NoReturn:
         what = f"{'error' if known else f'internal error: {type(error).__name__}'}: {error}"
         _say("; ".join([what, *getattr(error, "__notes__", [])]))
         sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit, without waiting for threads of libraries that are still at work, such as an upload."""
+    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -18,7 +18,7 @@ from upcycle import recipe
 from upcycle.checkpoint import lock
 from upcycle.checkpoint.lock import Lock
 from upcycle.checkpoint.place import RECEIPT_FILE
-from upcycle.checkpoint.reader import open_checkpoint
+from upcycle.checkpoint.reader import hub_blob, open_checkpoint
 from upcycle.checkpoint.staging import Staging
 from upcycle.convert.cache import cache_directory
 from upcycle.convert.convert import Draft, draft
@@ -27,7 +27,7 @@ from upcycle.errors import StagingError, UnreachableError, UpcycleError
 from upcycle.pipeline.publish import card_writer
 from upcycle.plan.execute import execute
 from upcycle.plan.make import identities, side_files, watch, worker_count
-from upcycle.plan.plan import Plan, Shard
+from upcycle.plan.plan import Plan, Shard, source_files
 from upcycle.plan.receipt import Origin, receipt_bytes
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def stream(directory: Path, request: recipe.Convert) -> Streamed:
 
     drafted = draft(open_checkpoint(directory), request)
     plan, check = drafted.plan, watch(drafted.plan, directory)
-    fingerprint = hashlib.sha256(json.dumps([plan.hash, identities(plan)]).encode()).hexdigest()[:16]
+    fingerprint = _fingerprint(plan)
     with _scratch(fingerprint) as scratch:
         files = side_files(plan)
         _write(scratch, files)
@@ -80,6 +80,17 @@ def stream(directory: Path, request: recipe.Convert) -> Streamed:
         pushed = publish(target, contents, card_writer(contents, None), lambda: MAIN, title)
         branch.remove()
         return _streamed(drafted, pushed)
+
+
+def _fingerprint(plan: Plan) -> str:
+    """Return what tells this work from every other: the plan, and which files it reads.
+
+    The time of the last change of a file's entry counts too, where it is not called by its hash: what unpacks two
+    fine-tunes of one model may set the other time of both alike.
+    """
+    files = [path for path in (*source_files(plan.shards), *plan.files.values()) if not hub_blob(path)]
+    changed = sorted((path.name, path.stat().st_ctime_ns) for path in files)
+    return hashlib.sha256(json.dumps([plan.hash, identities(plan), changed]).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -161,8 +172,8 @@ def _check_space(shard: Shard, scratch: Path) -> None:
     free = shutil.disk_usage(scratch).free
     if shard.size > free:
         raise StagingError(
-            f"{scratch.parent}: not enough space for {shard.name}; found {free / 1e6:,.2f} MB free, expected "
-            f"{shard.size / 1e6:,.2f} MB; UPCYCLE_CACHE names a directory on another disk; {_KEPT}"
+            f"{scratch.parent}: not enough space for {shard.name}; found {free:,} bytes free, expected "
+            f"{shard.size:,}; UPCYCLE_CACHE names a directory on another disk; {_KEPT}"
         )
 
 

@@ -139,14 +139,23 @@ def _branch(item: Item) -> str | None:
 
 @contextmanager
 def _unchanged(items: Sequence[Item]) -> Iterator[None]:
-    """Raise CheckpointError when a file changes while it is read."""
+    """Raise CheckpointError when a file changes while it is read, be it that the storage refuses it therefore."""
 
     def look() -> dict[Path, tuple[int, int]]:
         facts = ((item.source, item.source.stat()) for item in items if isinstance(item.source, Path))
         return {path: (fact.st_size, fact.st_mtime_ns) for path, fact in facts}
 
+    def compare_with(before: dict[Path, tuple[int, int]]) -> None:
+        changed = [path for path, fact in look().items() if fact != before[path]]
+        if changed:
+            raise CheckpointError(
+                "changed while it was uploaded", where=changed[0], hint="push it when it is finished"
+            ) from None
+
     before = look()
-    yield
-    changed = [path for path, fact in look().items() if fact != before[path]]
-    if changed:
-        raise CheckpointError("changed while it was uploaded", where=changed[0], hint="push it when it is finished")
+    try:
+        yield
+    except UpcycleError:
+        compare_with(before)
+        raise
+    compare_with(before)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from upcycle.checkpoint.strict_json import MAX_JSON_BYTES
-from upcycle.errors import InputError
+from upcycle.errors import InputError, UpcycleError
 from upcycle.recipe import Push
 from upcycle.ship.changes import Changes, Sender, check, compare
 from upcycle.ship.contents import Contents, Item
@@ -19,6 +19,8 @@ from upcycle.ship.repository import Repository
 from upcycle.ship.target import MAIN, Target, attempts
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+
+KEPT = "what has arrived on the Hub is kept there, and the same command goes on"
 
 WriteCard = Callable[[str, str | None], bytes]
 """Given the repository's name and the card that is there: the card to upload."""
@@ -99,7 +101,12 @@ def publish(
         check(wanted, state, sender.hashes)
         return _pushed(target, wanted, changes, ref, commit)
 
-    return attempts(once, _note)
+    try:
+        return attempts(once, _note)
+    except BaseException as error:  # Ctrl-C and SIGTERM: whoever reports them can say what is left
+        if not isinstance(error, UpcycleError):
+            error.add_note(KEPT)
+        raise
 
 
 def open_target(repo: str, *, private: bool) -> tuple[Target, Repository | None]:

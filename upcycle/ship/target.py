@@ -8,9 +8,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upcycle.errors import InputError, UnreachableError, UpcycleError
@@ -24,6 +26,12 @@ WAITS = (1, 2, 4, 8)
 """Seconds before a piece of work is tried again; the client has tried for 11 to 24 seconds before that."""
 
 LOGIN = "`hf auth login` stores a token that may write, or HF_TOKEN holds one"
+
+_XET_REFUSAL = re.compile(r"HTTP status client error \((401|403)\b")
+"""What the chunk store's client, which has no exceptions of its own for it, says of a token without rights."""
+
+_PATIENCE = 0.2
+"""Seconds after which a signal is seen where waiting itself hides it (Windows)."""
 
 T = TypeVar("T")
 
@@ -107,8 +115,10 @@ class Target:
     def upload(self, additions: "Sequence[CommitOperationAdd]", revision: str, *, create_pr: bool) -> None:
         """Store the content of large files, and know their hashes after it; what is stored already is not sent."""
         with explained_write(self.repo), _bars():
-            self.api.preupload_lfs_files(
-                self.repo, additions, revision=revision, create_pr=create_pr, free_memory=False
+            _aside(
+                lambda: self.api.preupload_lfs_files(
+                    self.repo, additions, revision=revision, create_pr=create_pr, free_memory=False
+                )
             )
 
     def commit(self, operations: Sequence[Any], revision: str, parent: str, *, title: str, create_pr: bool) -> Any:
@@ -147,13 +157,29 @@ def attempts(work: Callable[[], T], note: Callable[[str], object] = lambda _: No
 
     Raises UnreachableError when that does not pass. `note` is told before every further attempt.
     """
-    for wait in WAITS:
+    for seconds in WAITS:
         try:
             return work()
         except UnreachableError as error:
-            note(f"{error}; trying again in {wait} s")
-            time.sleep(wait)
+            note(f"{error}; trying again in {seconds} s")
+            time.sleep(seconds)
     return work()
+
+
+def _aside(work: Callable[[], object]) -> None:
+    """Do `work` in a thread that nobody waits for: the client's own would send its files to the end after Ctrl-C."""
+    future: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    while not future.done():
+        wait([future], timeout=_PATIENCE)
+    future.result()
 
 
 @contextmanager
@@ -171,8 +197,11 @@ def explained_write(repo: str) -> Iterator[None]:
         if isinstance(cause, HfHubHTTPError):
             raise _refusal(repo, cause) from None
         if isinstance(cause, PermissionError) and type(cause).__module__.startswith("hf_xet"):
-            raise _no_permission(repo) from None
+            raise _not_allowed(repo, 403) from None
         if isinstance(cause, HTTPError | ConnectionError | TimeoutError) or type(cause) is RuntimeError:
+            refused = _XET_REFUSAL.search(str(cause))
+            if refused:
+                raise _not_allowed(repo, int(refused[1])) from None
             reason = redacted(str(cause).split("\n")[0])[:200] or type(cause).__name__
             raise UnreachableError(f"{repo}: the upload failed ({reason})") from None
         raise
@@ -221,10 +250,8 @@ def _refusal(repo: str, error: Any) -> UpcycleError:
     status = error.response.status_code
     said = redacted(error.server_message or "")[:200]
     words = f" ({said})" if said else ""
-    if status == 401:
-        return InputError(f"{repo}: the Hub does not know this token{words}", hint=LOGIN)
-    if status == 403:
-        return _no_permission(repo, words)
+    if status in (401, 403):
+        return _not_allowed(repo, status, words)
     if status == 404:
         return InputError(f"{repo}: there is no such repository or revision, or this token may not see it{words}")
     if status in (408, 409, 412, 429) or status >= 500:
@@ -232,7 +259,9 @@ def _refusal(repo: str, error: Any) -> UpcycleError:
     return InputError(f"{repo}: the Hub refuses this (status {status}){words}")
 
 
-def _no_permission(repo: str, words: str = "") -> InputError:
+def _not_allowed(repo: str, status: int, words: str = "") -> InputError:
+    if status == 401:
+        return InputError(f"{repo}: the Hub does not know this token{words}", hint=LOGIN)
     return InputError(
         f"{repo}: this token may not write here{words}", hint="it needs the right to write, in this namespace"
     )
