@@ -119,6 +119,8 @@ def convert(request: recipe.Convert, start: Callable[[int], Advance] = lambda _:
     from upcycle.convert.convert import convert as carry_out
     from upcycle.convert.convert import rehearse
 
+    if request.stream_to is not None:
+        check_access(request.stream_to)
     if _local(request.model) is None:
         plan(request)
     directory = locate(request.model, allow_pickle=request.allow_pickle)

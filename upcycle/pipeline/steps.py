@@ -157,8 +157,8 @@ def _chosen(said: list[_Said], command: str, index: str | None, where: str) -> _
 def _resolved(said: list[_Said]) -> Iterator[Any]:
     """Yield the request of each step, with what it leaves out taken from the steps before."""
     chain: dict[str, str] = {}
-    for step in said:
-        request = _request(step, chain)
+    for number, step in enumerate(said):
+        request = _request(step, chain, said[:number])
         if isinstance(request, recipe.Convert):
             made = {"moe": request.out, "model": request.out} if request.out else {}
             chain = {"dense": request.model, **made}
@@ -171,7 +171,7 @@ def _resolved(said: list[_Said]) -> Iterator[Any]:
         yield request
 
 
-def _request(step: _Said, chain: Mapping[str, str]) -> Any:
+def _request(step: _Said, chain: Mapping[str, str], before: Sequence[_Said]) -> Any:
     values: dict[str, Any] = {}
     for option in command_options(step.command).values():
         if option.name in step.options:
@@ -179,7 +179,7 @@ def _request(step: _Said, chain: Mapping[str, str]) -> Any:
         elif option.name in CHAINED and option.name in chain:
             values[option.name] = chain[option.name]
         elif is_required(option) or option.name in CHAINED:
-            raise _lacking(step, option)
+            raise _lacking(step, option, before)
     try:
         return REQUESTS[step.command](**values)
     except RecipeError as error:  # a value that the request refuses
@@ -189,8 +189,10 @@ def _request(step: _Said, chain: Mapping[str, str]) -> Any:
         raise RecipeError(what, where=where, found=error.found, expected=error.expected) from None
 
 
-def _lacking(step: _Said, option: Option) -> RecipeError:
+def _lacking(step: _Said, option: Option, before: Sequence[_Said]) -> RecipeError:
     hint = "no step comes before it to take it from" if option.name in CHAINED else None
+    if hint and any("stream_to" in one.options for one in before):
+        hint = "what comes before it writes to the Hub, with stream_to, and leaves no directory"
     return RecipeError(f"{step.command} lacks {option.name}", where=step.where, expected=option.words, hint=hint)
 
 

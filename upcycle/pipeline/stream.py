@@ -102,6 +102,7 @@ def _scratch(fingerprint: str) -> Iterator[Path]:
     scratch = cache_directory() / "stream" / fingerprint
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(scratch.parent)
         held = lock.take(scratch.with_suffix(".lock"), what="the same conversion")
         try:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -116,6 +117,15 @@ def _scratch(fingerprint: str) -> Iterator[Path]:
         if isinstance(error, UnreachableError) or not isinstance(error, UpcycleError):
             error.add_note(_KEPT)
         raise
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what runs that were killed have left, of which nobody may ever ask for the same again."""
+    for left in filter(Path.is_dir, folder.iterdir()):
+        with suppress(StagingError):  # in use
+            held = lock.take(left.with_suffix(".lock"))
+            shutil.rmtree(left, ignore_errors=True)
+            _remove(held, left.with_suffix(".lock"))
 
 
 def _remove(held: Lock, path: Path) -> None:

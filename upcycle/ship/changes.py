@@ -28,6 +28,11 @@ class Changes:
     same: tuple[str, ...]
     stale: tuple[str, ...]  # of the model that was there before
 
+    def known(self, state: Repository) -> dict[str, str]:
+        """Return the SHA-256 of what was found to be the same, which need not be read again."""
+        digests = {name: state.digests[name] for name in self.same}
+        return {name: digest for name, digest in digests.items() if len(digest) == SHA256_LETTERS}
+
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
         return bool(self.new or self.stale)

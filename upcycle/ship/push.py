@@ -4,7 +4,6 @@ A piece of work begins with what the Hub holds, so it can fail anywhere and be d
 not sent twice, and until the commit nobody sees any of it.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,7 +61,7 @@ def push(contents: Contents, request: Push, write_card: WriteCard | None) -> Pus
         nothing = Repository(target.repo, target.repo, branch, "", {})
         return _pushed(target, wanted, compare(wanted, state or nothing), branch, None)
     if main is None:
-        attempts(lambda: target.create(private=request.private), _note)
+        attempts(lambda: target.create(private=request.private))
     title = request.message or f"Upload {contents.kind} by upcycle"
 
     def revision() -> str:
@@ -94,15 +93,15 @@ def publish(
         state = target.state(branch)
         wanted = _with_card(target, contents, state, write_card)
         changes = compare(wanted, state)
-        commit, ref = state.commit, branch
+        commit, ref, known = state.commit, branch, changes.known(state)
         if changes:
             commit, ref = sender.send(changes, state, create_pr=create_pr and branch == MAIN)
             state = target.state(ref)
-        check(wanted, state, sender.hashes)
+        check(wanted, state, {**known, **sender.hashes})
         return _pushed(target, wanted, changes, ref, commit)
 
     try:
-        return attempts(once, _note)
+        return attempts(once)
     except BaseException as error:  # Ctrl-C and SIGTERM: whoever reports them can say what is left
         if not isinstance(error, UpcycleError):
             error.add_note(KEPT)
@@ -115,7 +114,7 @@ def open_target(repo: str, *, private: bool) -> tuple[Target, Repository | None]
     Raises InputError when there is no token, or when it is public and shall be private.
     """
     target = Target.of(repo)
-    main = attempts(target.find, _note)
+    main = attempts(target.find)
     if main and private and not main.private:
         raise InputError(
             f"{target.repo}: is there and public, which --private does not change", hint="its settings on the Hub do"
@@ -157,7 +156,3 @@ def _pushed(target: Target, contents: Contents, changes: Changes, ref: str, comm
         tuple(item.name for item in changes.new), sum(item.size for item in changes.new), changes.same, changes.stale,
         contents.left, dry_run=commit is None,
     )  # fmt: skip
-
-
-def _note(text: str) -> None:
-    logging.getLogger("upcycle").warning("%s", text)

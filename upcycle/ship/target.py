@@ -4,6 +4,7 @@ Nothing here waits or tries again by itself: `attempts` does, around whole piece
 there. So work that failed in the middle goes on as a second run of it would.
 """
 
+import logging
 import re
 import sys
 import time
@@ -152,16 +153,16 @@ class Target:
         return any(branch in (ref.name, ref.ref) for ref in [*refs.branches, *(refs.pull_requests or [])])
 
 
-def attempts(work: Callable[[], T], note: Callable[[str], object] = lambda _: None) -> T:
+def attempts(work: Callable[[], T]) -> T:
     """Return what `work` does, done anew when the Hub was busy, broken or not reached, or somebody else committed.
 
-    Raises UnreachableError when that does not pass. `note` is told before every further attempt.
+    Raises UnreachableError when that does not pass. A warning comes before every further attempt.
     """
     for seconds in WAITS:
         try:
             return work()
         except UnreachableError as error:
-            note(f"{error}; trying again in {seconds} s")
+            logging.getLogger("upcycle").warning("%s; trying again in %s s", error, seconds)
             time.sleep(seconds)
     return work()
 
