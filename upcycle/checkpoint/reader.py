@@ -239,8 +239,11 @@ def inside(directory: Path, name: str) -> Path:
 
 def _check_link(path: Path, directory: Path) -> None:
     real, root = path.resolve(), directory.resolve()
-    # The Hub cache: models--org--name/snapshots/REV/file -> ../../blobs/HASH
-    roots = (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
+    # The Hub cache: models--org--name/snapshots/REV/file -> ../../blobs/HASH, and since huggingface_hub 2.4 that may
+    # be a link itself, to blobs/59/XETHASH of the whole cache.
+    repository = root.parent.parent
+    shared = (repository / "blobs", repository.parent / "blobs") if root.parent.name == "snapshots" else ()
+    roots = (root, *shared)
     if not any(real.is_relative_to(allowed) for allowed in roots):
         found = real if str(real).isprintable() and len(str(real)) < 400 else ascii(str(real))[:400]
         raise CheckpointError(
@@ -252,8 +255,8 @@ def hub_blob(path: Path) -> str | None:
     """Return the name of the blob, a hash, that a file in the Hub's cache is a link to; None for other files."""
     if not path.is_symlink():
         return None
-    real = path.resolve()
-    return real.name if real.parent.name == "blobs" and path.parent.parent.name == "snapshots" else None
+    blob = path.readlink()  # which may itself be a link, to a store of the whole cache
+    return blob.name if blob.parent.name == "blobs" and path.parent.parent.name == "snapshots" else None
 
 
 def _some(names: list[str], limit: int = 4) -> str:

@@ -99,9 +99,8 @@ class Joined(click.ParamType[tuple[Any, ...]]):
 def _parameter(option: Option) -> click.Parameter:
     kind: Any = click.Choice(option.choices) if option.choices else option.kind
     if option.positional:
-        given = option.default is MISSING
-        default = None if given else option.default
-        return HelpfulArgument([option.name], help=option.help, type=kind, required=given, default=default)
+        left_out = {} if option.default is MISSING else {"required": False, "default": option.default}
+        return HelpfulArgument([option.name], help=option.help, type=kind, **left_out)
     flag = f"--{option.name.replace('_', '-')}"
     if option.kind is bool and (option.nullable or option.default is True):
         flag = f"{flag}/--no-{flag[2:]}"

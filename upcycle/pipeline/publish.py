@@ -34,12 +34,11 @@ def push(request: recipe.Push) -> "Pushed":
 def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
     """Return what writes the card of `contents`; `base` is the Hub id of its dense model, where the record has none."""
     from upcycle.ship.card import card, facts_of
-    from upcycle.ship.contents import PICTURES, parameters
+    from upcycle.ship.contents import PICTURES
     from upcycle.ship.hub import read_card
 
-    counted = parameters(contents.config, contents.shapes) if contents.kind == "model" else None
     pictures = [item.name for item in contents.items if item.name.startswith(f"{PICTURES}/")]
-    facts = facts_of(contents.directory, parameters=counted, base=base, pictures=pictures)
+    facts = facts_of(contents.directory, base=base, pictures=pictures)
     if facts.base:
         facts = replace(facts, base_card=read_card(facts.base))
     return lambda repo, before: card(facts, repo, before).encode()

@@ -121,7 +121,9 @@ class Convert(Conversion):
                 raise RecipeError("there is no OUT to write to", expected="a directory, or --stream-to", option="out")
             require_beside(not self.private, "private", self.private, "--stream-to")
             return
-        for name in ("out", "overwrite", "part"):
+        if self.out:
+            raise RecipeError("OUT does not go with --stream-to", found=self.out, option="out")
+        for name in ("overwrite", "part"):
             value = getattr(self, name)
             require_beside(not value, name, value, "no --stream-to, which goes on by itself where it stopped")
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +44,8 @@ RECORD_FILES = (RECEIPT_FILE, VERIFICATION_FILE, LINEAGE_FILE, METRICS_FILE)
 _WEIGHTS = re.compile(r"(model|adapter_model|pytorch_model)([-.].*)?\.(safetensors|bin)")
 _STALE_INDEX = ("pytorch_model.bin.index.json", "adapter_model.bin")
 _PAPERS = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING|CITATION)([-_.].*)?", re.IGNORECASE)
+_OLD_PICTURES = re.compile(r"plots/(losses|router-losses|optimizer|speed|layers|load(-over-steps)?)(-\d+)?\.(png|svg)")
+"""What `upcycle plot` draws, and an earlier push has brought."""
 _TAKEN_SUFFIXES = (".gguf", ".md", ".png", ".svg", ".jpg", ".jpeg", ".webp")
 PICTURES = "plots"
 """Where `upcycle plot` puts what it draws."""
@@ -108,6 +109,8 @@ def read_contents(directory: Path, include: Sequence[str] = ()) -> Contents:
     receipt are not sound, InputError when it is unfinished work or no model at all.
     """
     _refuse_unfinished(directory)
+    if not any((directory / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG)):
+        raise InputError("holds no model", where=directory, expected=f"{CONFIG_FILE} or {ADAPTER_CONFIG}")
     if is_adapter(directory):
         adapter = open_adapter(directory)
         adapter.check_kind()
@@ -125,29 +128,16 @@ def read_contents(directory: Path, include: Sequence[str] = ()) -> Contents:
     return Contents(directory, kind, config, shapes, items, tuple(_left(directory, taken)))
 
 
-def parameters(config: Mapping[str, Any], shapes: Shapes) -> tuple[int, int]:
-    """Return the number of parameters of a model, and of those that one token uses.
-
-    The experts' are those of tensors called so; tokens use `num_experts_per_tok` of them in equal parts.
-    """
-    total = sum(prod(shape) for _, shape in shapes.values())
-    experts = sum(prod(shape) for name, (_, shape) in shapes.items() if ".experts." in name)
-    counts = [config.get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts")]
-    count, chosen = (
-        next((count for count in counts if type(count) is int and count > 0), 0),
-        config.get("num_experts_per_tok"),
-    )
-    if not experts or not count or type(chosen) is not int or not 0 < chosen <= count:
-        return total, total
-    return total, total - experts + experts * chosen // count
-
-
 def is_of_a_model(name: str) -> bool:
     """Whether a file of a repository is of the model that is there, so that it must go when another takes its place.
 
     A reader would take it for a part of the new one: a single file of weights for all of them, a chat template.
     """
-    return bool(_WEIGHTS.fullmatch(name)) or name in (*MODEL_FILES, *RECORD_FILES, *_STALE_INDEX)
+    return bool(_WEIGHTS.fullmatch(name) or _OLD_PICTURES.fullmatch(name)) or name in (
+        *MODEL_FILES,
+        *RECORD_FILES,
+        *_STALE_INDEX,
+    )
 
 
 def _refuse_unfinished(directory: Path) -> None:

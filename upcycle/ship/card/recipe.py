@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING
 from typing import Any
 
 import yaml
@@ -21,8 +20,6 @@ _COMMANDS: dict[str, tuple[str, type[Any]]] = {
 }
 """What an entry of the lineage is about -> the command that does it, and its request."""
 
-_ESSENTIAL = {"experts", "top_k", "noise", "router", "seed", "expert_type", "rank", "data", "max_steps", "lr", "to"}
-"""Options that are told even where they are what upcycle would take anyway."""
 _CHAINED = {"model", "adapter"}
 _ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,), str: (str,)}
 _NUMERIC = re.compile(r"[-+.\d]")
@@ -72,14 +69,16 @@ def _step(command: str, request: type[Any], options: dict[str, Any]) -> dict[str
 
 
 def _options(request: type[Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a record says of a request, in the order of its fields, without what is nonsense or the default."""
+    """Return what a record says of a request, in the order of its fields, without what is nonsense.
+
+    Defaults too: those of a later upcycle may be others.
+    """
     chosen = {}
     for name, option in options_of(request).items():
         if name in _CHAINED or not option.recorded or not _fits(option, said.get(name)):
             continue
         value = said[name]
-        default = option.default if option.default is MISSING or not option.many else list(option.default)
-        if value != default or (name in _ESSENTIAL and value not in (None, [])):
+        if value != []:
             chosen[name] = [_one(item) for item in value] if option.many else _one(value)
     return chosen
 
