@@ -56,6 +56,12 @@ class Makes:
     def make_twice(self, out: Path, _: str) -> None:
         run_train(self("trained"), out, self.text, **SHORT | {"eval_split": 0.0})
 
+    def make_past(self, out: Path, _: str) -> None:
+        stages.convert(Convert(model=str(self("control")), out=str(out), experts=4))
+
+    def make_later(self, out: Path, _: str) -> None:
+        run_train(self("past"), out, self.text, **SHORT)
+
     def make_router(self, out: Path, _: str) -> None:
         run_train(self("moe"), out, self.text, train="router", **SHORT)
 
@@ -77,15 +83,27 @@ class Makes:
         stages.attach(Attach(model=str(self.base), out=str(out), experts=(2,), rank=8, baseline="single-lora"))
 
     def make_merged(self, out: Path, form: str) -> None:
-        run_merge(self("tuned-bottleneck"), self.base, out, to=form)
+        to, _, target = form.partition("-")
+        run_merge(self("tuned-bottleneck"), self.base, out, to=to, target=target or None)
+
+    def make_wide(self, out: Path, form: str) -> None:
+        adapter, tuned = self.place / "wide", self.place / "wide-tuned"
+        if not tuned.exists():
+            stages.attach(
+                Attach(model=str(self.base), out=str(adapter), experts=(4,), expert_type="bottleneck", rank=8)
+            )
+            run_train(adapter, tuned, self.text, base=str(self.base), **SHORT | {"lr": 1e-2})
+        to, _, target = form.partition("-")
+        run_merge(tuned, self.base, out, to=to, target=target or None)
 
     def make_foreign(self, out: Path, _: str) -> None:
         shutil.copytree(self("moe"), out, ignore=shutil.ignore_patterns("upcycle.json", "verify.json"))
 
 
 EVERY = (
-    "moe", "unverified", "noisy", "trained", "twice", "router", "control", "kept", *(f"adapter-{a}" for a in ADAPTERS),
-    "tuned-bottleneck", "single", "merged-full", "merged-compact", "foreign",
+    "moe", "unverified", "noisy", "trained", "twice", "router", "control", "past", "later", "kept",
+    *(f"adapter-{a}" for a in ADAPTERS),
+    "tuned-bottleneck", "single", "merged-full", "merged-compact", "merged-compact-qwen2_moe", "foreign",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from tests.conftest import edit_json
 from upcycle.pipeline import stages
 from upcycle.pipeline.steps import read_recipe
 from upcycle.ship.card import facts_of
+from upcycle.ship.card.parameters import of_model
 
 GOLDEN = Path(__file__).parent / "card.md"
 
@@ -85,6 +86,9 @@ STEPS = {
     "single": ["Attach"],
     "merged-full": ["Attach", "Train", "Merge"],
     "merged-compact": ["Attach", "Train", "Merge"],
+    "merged-compact-qwen2_moe": ["Attach", "Train", "Merge"],
+    "past": ["Train", "Convert"],
+    "later": ["Train", "Convert", "Train"],
 }
 
 
@@ -95,7 +99,7 @@ def test_the_recipe_is_one(kind: str, made: Makes, tmp_path: Path) -> None:
     path.write_text(written, encoding="utf-8")
     steps = read_recipe(path).steps
     assert [type(step).__name__ for step in steps] == STEPS[kind]
-    assert steps[0].model == ("tiny" if kind == "unverified" else f"{BASE}@{REVISION}")
+    assert steps[0].model == ("DENSE" if kind == "unverified" else f"{BASE}@{REVISION}")
     for step in steps:
         if type(step).__name__ == "Train":
             assert (step.max_steps, step.seq_len, step.data) == (4, 64, (made.text.name,))
@@ -115,8 +119,31 @@ SENTENCES = {
         "Yes, by construction",
         "it **passed**",
         "100.00%",
+        "the files here are those that were verified",
+        "upcycle (`pip install upcycle`) turns dense language models into mixtures of experts.",
     ),
-    "unverified": ("made from the dense model tiny", "routers start at zero", "**That was not verified**", "`DENSE`"),
+    "unverified": (
+        "made from the dense model tiny",
+        "routers start at zero",
+        "**That was not verified**",
+        "To check it yourself, with the directory of the dense model tiny in the place of `DENSE`:",
+        "With the directory of the model tiny in the place of `DENSE`, this is what `upcycle run tiny-4x.yaml` takes:",
+    ),
+    "past": (
+        "made from a dense model that was trained from [someone/tiny](https://huggingface.co/someone/tiny) at `aaaa",
+        "is carried over. Before that, the dense model was trained for 4 steps, 1,024 tokens.",
+        "Yes, by construction",
+        "Its experts are the same until training makes them differ",
+        "Nothing was evaluated here",
+        "|  | of the dense model |",
+        "upcycle verify DENSE tiny-4x",
+    ),
+    "later": (
+        "Then all of it was trained for 4 steps",
+        "No: it was trained, and no longer computes what the dense",
+        "|  | of the dense model | of this |",
+        "The held-out loss is all that was measured here",
+    ),
     "noisy": ("normal noise of 0.25", "No: noise on the experts", "the dense one with noise"),
     "trained": (
         "Then all of it was trained for 4 steps",
@@ -138,6 +165,7 @@ SENTENCES = {
     "tuned-bottleneck": ("Then the adapter was trained for 4 steps", "No: the adapter was trained."),
     "single": ("A LoRA of rank", "the control of adapter experts", "upcycle is not needed"),
     "merged-full": ("Then both were merged into this model, a Mixtral of 2 experts", "vllm serve", "llama-cli"),
+    "merged-compact-qwen2_moe": ("Qwen2-MoE", "the shared expert is the dense"),
     "merged-compact": (
         "GraniteMoeShared",
         "the shared expert is the dense",
@@ -146,6 +174,41 @@ SENTENCES = {
     ),
     "foreign": ("how it was made is not recorded", "nothing is claimed"),
 }
+
+
+def test_figures_are_not_told_better_than_they_are(made: Makes) -> None:
+    facts = facts_of(made("moe"))
+    *before, found = facts.lineage
+    for agreement, shown in ((1.0, "100.00%"), (0.99996, "99.99%"), (0.5, "50.00%")):
+        parity = {**found["parity"], "agreement": agreement}
+        assert f"at {shown} of positions" in told(replace(facts, lineage=(*before, {**found, "parity": parity})))
+    assert "publishes no others" not in told(replace(facts, lineage=(*before, {**found, "weights": None})))
+    assert "publishes no others" not in told(facts_of(made("trained")))  # of its start
+
+
+def test_every_learning_rate_is_told(made: Makes) -> None:
+    facts = facts_of(made("trained"))
+    *before, training = facts.lineage
+    recipe = {**training["recipe"], "lr": 1e-4, "router_lr": 2e-3, "expert_lr": 0.0}
+    text = told(replace(facts, lineage=(*before, {**training, "recipe": recipe})))
+    assert "| largest learning rate | 0.0001, 0.002 for routers and 0 for experts |" in text
+
+
+def test_a_dense_model_that_was_trained_is_told_apart_from_what_became_of_it(made: Makes) -> None:
+    facts = facts_of(made("past"), base_card=BASE_CARD)
+    text = told(facts)
+    assert (data_of(text).base_model, data_of(text).license) == (BASE, "apache-2.0")
+    assert "was trained, and no longer" not in text
+    assert "held-out loss is all" not in text
+    public = told(facts_of(made("past"), base="someone/control"))  # the one that was converted, now on the Hub
+    assert "made from [someone/control]" in public
+    assert "upcycle verify someone/control tiny-4x" in public
+    training, conversion = facts.lineage
+    of_a_directory = {**training, "recipe": {**training["recipe"], "model": "own"}, "source": {}}
+    (written,) = fences(told(replace(facts, lineage=(of_a_directory, conversion), base="someone/control")), "yaml")
+    assert "    model: DENSE\n" in written
+    trained_on = {**training, "recipe": {**training["recipe"], "data": ["org/set"]}}
+    assert data_of(told(replace(facts, lineage=(trained_on, conversion)))).datasets == ["org/set"]
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -199,7 +262,41 @@ def test_where_the_weights_are_elsewhere(made: Makes, tmp_path: Path) -> None:
         facts_of(tmp_path / "copy", parameters=(1234, 56))
     )
     # counted: the dense model's 1,000,576, 3 x 540,672 of more experts, 4 x 4 x 128 of routers
-    assert facts_of(made("foreign")).parameters == (2_624_640, None)
+    # two of the four experts are not used: 2 x 540,672 less
+    assert facts_of(made("foreign")).parameters == (2_624_640, 1_543_296)
+
+
+@pytest.mark.parametrize(
+    ("kind", "active"),
+    [
+        ("moe", 1_543_296),
+        ("trained", 1_543_296),
+        # of the dense model's 1,000,576, with 4 x 4 x 128 of routers and, in 4 layers, 2 experts of 3 x 8 x 128
+        ("wide-compact", 1_027_200),
+        # and in each layer biases of q, k and v, and the gate of the shared expert
+        ("wide-compact-qwen2_moe", 1_028_736),
+        ("wide-full", 1_567_872),
+    ],
+)
+def test_the_parameters_on_record_are_those_of_the_weights(kind: str, active: int, made: Makes) -> None:
+    facts = facts_of(made(kind))
+    assert facts.parameters == of_model(made(kind), facts.experts[0], 2)
+    assert facts.parameters
+    assert facts.parameters[1] == active
+
+
+def test_the_parameters_of_a_model_without_a_record(made: Makes, tmp_path: Path) -> None:
+    dense = facts_of(made.base)
+    assert dense.parameters == (1_000_576, None)
+    names = shutil.ignore_patterns("upcycle.json", "lineage.json")
+    shutil.copytree(made("merged-compact"), tmp_path / "fused", ignore=names)
+    assert facts_of(tmp_path / "fused").parameters == facts_of(made("merged-compact")).parameters
+    edit_json(tmp_path / "fused/config.json", num_experts_per_tok=1)
+    total, active = facts_of(tmp_path / "fused").parameters or (0, 0)
+    # 4 layers, in each one expert of width 8 that is not used: gate, up and down of 8 x 128
+    assert total - (active or 0) == 4 * 3 * 8 * 128
+    edit_json(tmp_path / "fused/config.json", num_experts_per_tok=3)
+    assert facts_of(tmp_path / "fused").parameters == (total, None)
 
 
 def test_the_dense_model_may_be_named(made: Makes) -> None:

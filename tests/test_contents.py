@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import edit_json, run_convert
 from upcycle.errors import CheckpointError, InputError
-from upcycle.ship.contents import Contents, is_of_a_model, parameters, read_contents
+from upcycle.ship.contents import Contents, read_contents
 from upcycle.ship.fit import check_fit
+from upcycle.ship.stale import beside, is_of_a_model
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_what_is_of_work_stays_here(model: Path) -> None:
         ".env", ".git/", "checkpoint-10/", "events.out.tfevents.1", "notes.txt", "optimizer.pt", "pytorch_model.bin",
         "runs/", "stray.safetensors", "train.py", "training.json",
     ]  # fmt: skip
-    more = read_contents(model, ("*.txt", "runs/*"))
+    more = read_contents(model, ("*.txt", "runs/**"))
     assert set(names(more)) - before == {"notes.txt", "runs/1/x.png"}
     assert ".env" in read_contents(model, ("*",)).left
     with pytest.raises(InputError, match=r"--include matches no file; found \*\.log"):
@@ -112,18 +113,20 @@ def test_links_inside_of_folders_are_not_followed(model: Path, tmp_path: Path) -
     assert "secret" not in "".join(names(read_contents(model, ("*.json", "config*"))))
 
 
-def test_parameters(made: Path) -> None:
-    contents = read_contents(made)
-    recorded = json.loads((made / "upcycle.json").read_bytes())["parameters"]
-    assert parameters(contents.config, contents.shapes) == (recorded["total"], recorded["active"])
-    assert recorded["active"] < recorded["total"]
-
-
 def test_files_that_would_be_read_as_parts_of_a_model() -> None:
-    of_it = ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin", "chat_template.jinja",
-             "adapter_model.safetensors", "model.safetensors.index.json", "tokenizer.json", "upcycle.json"]  # fmt: skip
-    not_of_it = ["README.md", "LICENSE", "model.gguf", "notes.txt", "onnx/model.safetensors", "consolidated.pth"]
-    assert [name for name in (*of_it, *not_of_it) if is_of_a_model(name)] == of_it
+    of_it = [
+        "model.safetensors", "model-00001-of-00002.safetensors", "model.fp16.safetensors", "pytorch_model.bin",
+        "chat_template.jinja", "adapter_model.safetensors", "adapter_model.bin", "model.safetensors.index.json",
+        "pytorch_model.bin.index.json", "tokenizer.json", "tokenizer.model.v7", "upcycle.json",
+        "consolidated.safetensors", "consolidated.00.pth", "params.json", "tf_model.h5", "flax_model.msgpack",
+        "processor_config.json", "preprocessor_config.json", "additional_chat_templates/tool_use.jinja",
+        "plots/losses.png", "plots/load-over-steps-2.svg",
+    ]  # fmt: skip
+    others = ["model.gguf", "onnx/model.safetensors", "original/params.json", "model-4bit/model.safetensors", "x.pt"]
+    not_of_it = ["README.md", "LICENSE", "notes.txt", "plots/mine.png", "a/tokenizer.json"]
+    assert [name for name in (*of_it, *others, *not_of_it) if is_of_a_model(name)] == of_it
+    assert list(beside((*of_it, *others, *not_of_it), {"model.safetensors"})) == others
+    assert list(beside(others, {"x.pt"})) == others[:-1]
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """How an output came to be: written by every command that makes one, read back by the next, and never in its way."""
 
+import hashlib
 import json
 import logging
 import os
@@ -17,9 +18,12 @@ from tests.training import run_train
 from upcycle.checkpoint.lineage import LINEAGE_FILE, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, lineage, receipt_sha256
 from upcycle.checkpoint.place import RECEIPT_FILE, VERIFICATION_FILE, check_out, staging_path
 from upcycle.cli.main import group
-from upcycle.errors import InputError
+from upcycle.convert.convert import beside
+from upcycle.convert.record import Record
+from upcycle.errors import CheckpointError, InputError
 from upcycle.pipeline import stages
 from upcycle.pipeline.stages import BUILT_IN
+from upcycle.plan.report import Report
 from upcycle.recipe import Attach, Verify
 from upcycle.train.manifest import read_manifest
 
@@ -93,6 +97,8 @@ def test_a_recorded_verification_tells_every_line_and_figure(made):
     names = {line["name"] for line in entry["lines"]}
     assert {"source", "plan", "files", "tensors", "logits", "loss", "router gradient"} <= names
     assert (entry["parity"]["tokens"], entry["parity"]["agreement"], entry["parity"]["exact"]) == (32, 1.0, True)
+    weights = made["moe"] / "model.safetensors"
+    assert entry["weights"] == {weights.name: hashlib.sha256(weights.read_bytes()).hexdigest()}
     assert len(entry["parity"]["layers"]) == json.loads((made["moe"] / "config.json").read_bytes())["num_hidden_layers"]
 
 
@@ -114,6 +120,53 @@ def test_a_verification_that_failed_is_recorded_as_failed_in_place_of_one_that_p
     entry = lineage(moe)[1]
     assert entry["passed"] is False
     assert {"name": "config", "verdict": "FAIL", "text": "config.json differs in rope_theta"} in entry["lines"]
+
+
+def test_a_verification_records_every_file_of_weights(tmp_path):
+    out = run_convert(Path("demo:tiny"), tmp_path / "moe", max_shard_size="2MB")
+    stages.verify(Verify(dense="demo:tiny", moe=str(out), tensors_only=True, record=True))
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*.safetensors")}
+    assert lineage(out)[1]["weights"] == found
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(path.read_bytes())])
+def test_weights_that_change_while_they_are_verified_are_not_recorded(change, moe):
+    os.utime(moe / "model.safetensors", (1, 1))
+    record = Record(moe)
+    change(moe / "model.safetensors")
+    with pytest.raises(CheckpointError, match="changed while they were verified"):
+        record.write(Report())
+    assert not (moe / VERIFICATION_FILE).exists()
+
+
+def test_a_verification_without_hashes_counts(made, tmp_path):
+    shutil.copytree(made["moe"], tmp_path / "moe")
+    entry = json.loads((tmp_path / "moe" / VERIFICATION_FILE).read_bytes())
+    del entry["weights"]
+    (tmp_path / "moe" / VERIFICATION_FILE).write_text(json.dumps(entry))
+    assert lineage(tmp_path / "moe")[1] == entry
+    (tmp_path / "moe" / VERIFICATION_FILE).write_text(json.dumps(entry | {"weights": ["model.safetensors"]}))
+    assert kinds(tmp_path / "moe") == ["conversion"]
+
+
+def test_a_conversion_carries_the_lineage_of_its_dense_model(text, tmp_path):
+    dense = run_train(BUILT_IN["demo:tiny"], tmp_path / "dense", text, max_steps=1)
+    out = run_convert(dense, tmp_path / "moe")
+    assert kinds(out) == ["training", "conversion"]
+    assert lineage(out)[:1] == lineage(dense)
+    assert (out / LINEAGE_FILE).read_bytes() == beside(dense)[LINEAGE_FILE]
+    assert LINEAGE_FILE in json.loads((out / RECEIPT_FILE).read_bytes())["files"]
+    assert beside(BUILT_IN["demo:tiny"]) == {}
+    first = (out / RECEIPT_FILE).read_bytes()
+    result = invoke("verify", dense, out, "--tensors-only", "--record")
+    assert result.exit_code == 0, result.output
+    run_convert(dense, out, resume=True)
+    run_convert(dense, out, overwrite=True)
+    assert (out / RECEIPT_FILE).read_bytes() == first
+    for part in (1, 2):
+        run_convert(dense, tmp_path / "parts", part=f"{part}/2", max_shard_size="2MB")
+    assert (tmp_path / "parts" / LINEAGE_FILE).read_bytes() == (out / LINEAGE_FILE).read_bytes()
 
 
 def test_a_record_disturbs_neither_verify_nor_overwrite(moe):

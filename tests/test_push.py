@@ -66,7 +66,8 @@ def test_what_is_pushed_comes_back(hub: Hub, either: Author, model: Path, tmp_pa
         "repo": NAME, "url": f"{hub.url}/{NAME}", "kind": "model", "revision": "main", "commit": repo.refs["main"],
         "uploaded": sorted([path.name for path in model.iterdir()] + ["README.md"]),
         "uploaded_bytes": sum(blob.size for blob in held(repo).values()), "unchanged": [], "removed": [], "left": [],
-        "dry_run": False,
+        "before": None, "private": False, "dry_run": False,
+        "notes": ["the card names no license: a README.md with that at its head does"],
     }  # fmt: skip
     by_lfs = "HF_HUB_DISABLE_XET" in either.fields
     assert [bool(hub.requests(line)) for line in ("PUT /upload/", "POST /v1/xorbs/")] == [by_lfs, not by_lfs]
@@ -136,9 +137,12 @@ def test_what_is_said(hub: Hub, author: Author, model: Path) -> None:
     first, again = (author.upcycle("push", model, NAME) for _ in range(2))
     names = "README.md, config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json"
     last = f"{hub.url}/{NAME}: 7 files, as they are here"
-    uploaded, end = first.stdout.splitlines()
+    commit = hub.repos[NAME].refs["main"][:8]
+    uploaded, note, end = first.stdout.splitlines()
     assert uploaded.startswith(f"uploaded   {names} and 1 more (5.3")
-    assert (end, again.stdout) == (last, f"unchanged  {names} and 1 more\n{last}\n")
+    assert note == "note       the card names no license: a README.md with that at its head does"
+    assert end == f"{last}; commit {commit}; public, made just now"
+    assert again.stdout == f"unchanged  {names} and 1 more\n{note}\n{last}; nothing new\n"
     assert first.stderr == again.stderr == ""
 
 

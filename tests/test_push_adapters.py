@@ -10,7 +10,6 @@ import pytest
 
 from tests.conftest import contents, edit_json, run_convert
 from tests.drawn_adapters import draw_adapter
-from tests.hub.client import Client
 from tests.hub.server import Hub
 from tests.loras import save_lora
 from tests.merging import run_merge
@@ -72,7 +71,7 @@ def test_a_lora(hub: Hub, author: Author, base: Path, lora: Path, tmp_path: Path
     told = author.push(lora, NAME, "--base", BASE)
     assert told["kind"] == "adapter"
     assert told["uploaded"] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
-    reader = Client(hub, tmp_path / "reader")
+    reader = Author(hub, tmp_path / "reader", {})
     named, equal, nothing, data = json.loads(reader.python(READ.format(NAME, str(lora), str(base))).splitlines()[-1])
     assert (named, equal, nothing) == (BASE, True, False)
     assert (data["library_name"], data["base_model"], data["base_model_relation"]) == ("peft", BASE, "adapter")
@@ -121,7 +120,10 @@ def test_an_adapter_in_the_place_of_a_model(hub: Hub, author: Author, base: Path
     told = author.push(lora, NAME, "--base", BASE)
     assert {"config.json", "model.safetensors"} <= set(told["removed"])
     assert held(repo).keys() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-    back = author.push(run_convert(base, lora.with_name("moe")), NAME)
+    model = run_convert(base, lora.with_name("moe"))
+    assert "has metadata of another model, from an earlier push" in author.refused(model, NAME)
+    repo.commit({"README.md": None})
+    back = author.push(model, NAME)
     assert back["removed"] == ["adapter_config.json", "adapter_model.safetensors"]
 
 

@@ -1,6 +1,5 @@
 """Pushes that the Hub cuts off or spoils, and others that are stopped: what is told, and what a rerun does."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import pytest
 from tests.conftest import run_convert
 from tests.hub.damage import damage, flipped, lost, truncated
 from tests.hub.server import Hub
-from tests.pushing import LFS, UPLOADS, WAYS, Author, Running, content, held, same
+from tests.pushing import LFS, UPLOADS, WAYS, Author, content, held, same
+from tests.warm import Run
 
 NAME = "someone/moe"
 
@@ -98,14 +98,14 @@ def test_an_answer_to_a_commit_that_is_lost(hub: Hub, author: Author, model: Pat
     [
         ("lfs", PUT, {"status": 500, "upload_after": 100_000}, "the Hub fails (status 500)"),
         pytest.param("lfs", PUT, {"status": 429, "upload_after": 100_000}, "the Hub fails (status 429)", marks=SLOW),
-        pytest.param("lfs", PUT, {"upload_after": 100_000}, "the upload failed (", marks=SLOW),
-        pytest.param("xet", BLOCKS, {"status": 500, "upload_after": 100_000}, "the upload failed (", marks=SLOW),
-        pytest.param("xet", BLOCKS, {"status": 429, "upload_after": 100_000}, "the upload failed (", marks=SLOW),
-        ("xet", BLOCKS, {"upload_after": 100_000}, "the upload failed ("),
-        pytest.param("xet", SHARDS, {"status": 500}, "the upload failed (", marks=SLOW),
+        pytest.param("lfs", PUT, {"upload_after": 100_000}, "or breaks off (", marks=SLOW),
+        pytest.param("xet", BLOCKS, {"status": 500, "upload_after": 100_000}, "or breaks off (", marks=SLOW),
+        pytest.param("xet", BLOCKS, {"status": 429, "upload_after": 100_000}, "or breaks off (", marks=SLOW),
+        ("xet", BLOCKS, {"upload_after": 100_000}, "or breaks off ("),
+        pytest.param("xet", SHARDS, {"status": 500}, "or breaks off (", marks=SLOW),
         ("lfs", COMMIT, {"status": 500}, "the Hub fails (status 500)"),
         pytest.param("lfs", COMMIT, {"status": 429}, "the Hub fails (status 429)", marks=SLOW),
-        pytest.param("lfs", COMMIT, {"upload_after": 1_000}, "the upload failed (", marks=SLOW),
+        pytest.param("lfs", COMMIT, {"upload_after": 1_000}, "or breaks off (", marks=SLOW),
         pytest.param("lfs", "GET /api/whoami", {"status": 500}, "the Hub fails (status 500)", marks=SLOW),
         pytest.param("lfs", "GET .*/revision/", {"status": 500}, "@main: the Hub fails (status 500)", marks=SLOW),
     ],
@@ -200,7 +200,7 @@ def test_what_is_spoilt_later_is_noticed_by_another_push(hub: Hub, either: Autho
 # -- stopped in the middle --------------------------------------------------------------------------------------------
 
 
-def in_the_middle(hub: Hub, author: Author, model: Path, *words: str) -> Running:
+def in_the_middle(hub: Hub, author: Author, model: Path, *words: str) -> Run:
     """A push that has sent a part of a large file and waits to go on."""
     fault = hub.plant(UPLOADS, upload_after=100_000, hold=True)
     running = author.start("push", model, NAME, *words)
@@ -220,7 +220,7 @@ def test_stopped_in_the_middle_and_run_again(
 ) -> None:
     either = author.with_(**WAYS[way])
     running = in_the_middle(hub, either, model)
-    os.kill(running.pid, number)
+    running.kill(number)
     done = running.finish()
     assert done.returncode == code
     assert "Traceback" not in done.stderr
@@ -242,7 +242,7 @@ def test_a_file_that_changes_while_it_is_uploaded(hub: Hub, either: Author, mode
     hub.closing.clear()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1] == (
-        f"upcycle: error: {path}: changed while it was uploaded; push it when it is finished"
+        f"upcycle: error: {path}: changed since it was checked; push it when nothing writes to it"
     )
     assert not held(hub.repos[NAME])
 

@@ -46,7 +46,11 @@ def either(request: pytest.FixtureRequest, author: Author) -> Author:
         ({"HF_TOKEN": "hf_wrong"}, NAME, "the Hub does not know this token;"),
         ({"HF_TOKEN": READ_TOKEN}, NAME, "this token may not write here ("),
         ({}, "others/moe", "this token may not write here ("),
-        ({}, "elsewhere/moe", "this token may not write here ("),
+        (
+            {},
+            "elsewhere/moe",
+            "is not there, and this token cannot make it; found the owner elsewhere",
+        ),
         ({"HF_TOKEN": ""}, NAME, "there is no token to write with; `hf auth login` stores a token that may write"),
         ({"HF_HUB_OFFLINE": "1"}, NAME, "the Hub must not be asked (HF_HUB_OFFLINE is set); unset it to push"),
         ({}, "a/b/c", "is no name of a repository; expected org/name, or name"),

@@ -124,8 +124,8 @@ def test_a_failure_names_its_step_and_what_is_done():
     failed = invoke()
     assert isinstance(failed.exception, InputError)
     assert notes(failed.exception) == (
-        "some: step 3 of 5, train, is not done; the same command skips steps 1 and 2, which are done, and goes on from "
-        "there"
+        "some: step 3 of 5, train, is not done; run again with what is wrong put right, it skips steps 1 and 2, which "
+        "are done, and goes on from there"
     )
     Path("book.txt").write_text("In the beginning " * 1000)
     assert done() == "SSRRR"

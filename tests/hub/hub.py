@@ -36,6 +36,7 @@ class Fault:
     times: int
     status: int = 0  # answered in place of the real answer
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b'{"error": "planted"}'  # of that answer
     after: int | None = None  # bytes of the answer's body, then the connection is dropped ...
     hold: bool = False  # ... or stands still until the client goes
     upload_after: int | None = None  # bytes of the request's body, then `status` or, without one, a reset

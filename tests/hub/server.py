@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         to_disk = self.command == "PUT" or self.route.startswith("/v1/xorbs/")
         self.body = b"".join(self.upload) if fault or not to_disk else b""
         if fault:
-            self.send_json({"error": "planted"}, fault.status, fault.headers)
+            self.send_blob(Blob(fault.body), fault.status, {"Content-Type": "application/json", **fault.headers})
             return
         self._dispatch(f"{self.command} {self.route}")
         for _ in self.upload:  # what the answer did not need

@@ -38,13 +38,19 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "conversion": _OUTPUT,
     "merge": _OUTPUT,
     "adapter": {"receipt_sha256": (str,), "versions": (dict,), "recipe": (dict,)},
-    VERIFICATION: {"receipt_sha256": (str,), "passed": (bool,), "lines": (list,), "parity": (dict,)},
+    VERIFICATION: {
+        "receipt_sha256": (str,), "passed": (bool,), "lines": (list,), "parity": (dict,),
+        "weights": (dict, type(None)),  # file -> its SHA-256
+    },
     "training": {
         "recipe": (dict,), "steps": (int,), "loss": (dict, type(None)), "eval_loss": (dict, type(None)),
         "versions": (dict,),
     },
 }  # fmt: skip
-"""What an entry is about -> the fields that it has, and their types as JSON gives them."""
+"""What an entry is about -> the fields that it has, and their types as JSON gives them.
+
+What may be null may be missing.
+"""
 
 _log = logging.getLogger("upcycle")
 
@@ -149,7 +155,7 @@ def _checked(entry: Any, where: Path) -> dict[str, Any]:
     fields = _FIELDS.get(made) if isinstance(made := entry.get("made"), str) else None
     if fields is None:
         raise CheckpointError("tells of nothing that is known", where=where, expected=f"one of {', '.join(_FIELDS)}")
-    wrong = [name for name, kinds in fields.items() if name not in entry or type(entry[name]) not in kinds]
+    wrong = [name for name, kinds in fields.items() if type(entry.get(name)) not in kinds]
     if wrong:
         raise CheckpointError(f"damaged entry of a {made}", where=where, expected=", ".join(wrong))
     return entry

@@ -107,7 +107,7 @@ def main() -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     """Exit, without waiting for threads of libraries that are still at work, such as an upload."""
-    if any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+    if threading.active_count() > 1:  # daemons too: Python waits for a pool's workers, whatever they are
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

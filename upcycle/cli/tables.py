@@ -154,10 +154,18 @@ def print_pushed(pushed: "Pushed") -> None:
     for label, names, beside in groups:
         if names:
             click.echo(f"{label:<11}{listed(names)}{beside}")
+    for note in pushed.notes:
+        click.echo(f"note       {printable(note)}")
+    kind = "private" if pushed.private else "public"
     if pushed.dry_run:
-        click.echo(f"{pushed.repo}: nothing was changed; all that can be checked before is in order")
-    else:
-        click.echo(f"{pushed.url}: {len(pushed.uploaded) + len(pushed.unchanged)} files, as they are here")
+        there = f"is there, {kind}" if pushed.before else f"would be made, {kind}"
+        click.echo(f"{pushed.repo}: {there}; nothing was changed; all that can be checked before is in order")
+        return
+    made = "" if pushed.before else f"; {kind}, made just now"
+    nothing = pushed.commit is not None and not pushed.uploaded and not pushed.removed
+    what = "nothing new" if nothing else f"commit {(pushed.commit or '')[:8]}"
+    count = len(pushed.uploaded) + len(pushed.unchanged)
+    click.echo(f"{pushed.url}: {count} files, as they are here; {what}{made}")
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from upcycle.checkpoint.journal import Part
+from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.convert.build import build_plan
 from upcycle.convert.receipt import recorded_recipe
@@ -60,6 +61,12 @@ def convert(directory: Path, request: Convert, start: Callable[[int], Advance]) 
     return replace(drafted, left=make(plan, making, receipt, start))
 
 
+def beside(directory: Path) -> dict[str, bytes]:
+    """Return what stands beside an output and is not of its plan: the lineage of the dense model, if it has one."""
+    before = lineage(directory)
+    return {LINEAGE_FILE: lineage_bytes(before)} if before else {}
+
+
 def _making(directory: Path, request: Convert) -> Making:
     named = [Path(name) for name in (request.model, request.tokenizer) if name is not None]
     return Making(
@@ -71,4 +78,5 @@ def _making(directory: Path, request: Convert) -> Making:
         overwrite=request.overwrite,
         resume=request.resume,
         check_finite=request.check_finite,
+        beside=beside(directory),
     )

@@ -1,5 +1,6 @@
 """`verify.json`: what a verification found, kept beside the receipt that it is of."""
 
+import hashlib
 import math
 import os
 from dataclasses import asdict
@@ -8,7 +9,8 @@ from typing import Any
 
 from upcycle.checkpoint.lineage import receipt_sha256, write_verification
 from upcycle.checkpoint.place import VERIFICATION, VERIFICATION_FILE, is_verification
-from upcycle.errors import InputError, StagingError
+from upcycle.checkpoint.reader import open_checkpoint
+from upcycle.errors import CheckpointError, InputError, StagingError
 from upcycle.plan.report import Report
 
 
@@ -23,21 +25,48 @@ class Record:
             raise InputError("is no record of a verification, so --record leaves it alone", where=path)
         if not os.access(directory, os.W_OK):
             raise InputError(f"{VERIFICATION_FILE} cannot be written there", where=directory, hint="leave --record out")
+        self._weights = tuple(directory / name for name in sorted(open_checkpoint(directory).headers))
+        self._seen = self._look()
 
     def write(self, report: Report) -> None:
-        """Write what was found: its lines and figures, no time and no path; raise StagingError when the disk fails."""
+        """Write what was found, its lines and figures, no time and no path, and the SHA-256 of the weights, read anew.
+
+        Raises CheckpointError when those have changed meanwhile, StagingError when the disk fails.
+        """
+        try:
+            weights = {path.name: _sha256(path) for path in self._weights}
+            changed = self._look() != self._seen
+        except FileNotFoundError:
+            changed = True
+        except OSError as error:
+            raise StagingError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        if changed:
+            raise CheckpointError(
+                "the weights changed while they were verified", where=self._directory, hint="verify them again"
+            )
         entry = {
             "made": VERIFICATION,
             "receipt_sha256": self._receipt,
             "passed": report.passed,
             "lines": [asdict(line) for line in report.lines],
             "parity": _finite(report.figures.get("parity", {})),
+            "weights": weights,
         }
         try:
             write_verification(self._directory, entry)
         except OSError as error:
             place = self._directory / VERIFICATION_FILE
             raise StagingError(f"{place}: the verification could not be recorded ({error.strerror})") from error
+
+    def _look(self) -> list[tuple[int, ...]]:
+        """What tells the files of weights from others of their names."""
+        facts = (path.stat() for path in self._weights)
+        return [(fact.st_dev, fact.st_ino, fact.st_size, fact.st_mtime_ns) for fact in facts]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finite(value: Any) -> Any:

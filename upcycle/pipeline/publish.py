@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from upcycle import recipe
-from upcycle.errors import InputError, UnreachableError
+from upcycle.errors import InputError
 
 if TYPE_CHECKING:
+    from upcycle.checkpoint.reader import Checkpoint
     from upcycle.ship.contents import Contents
     from upcycle.ship.push import Pushed, WriteCard
 
@@ -23,12 +24,14 @@ DRAWN = ("losses.png", "load-over-steps.png")
 def push(request: recipe.Push) -> "Pushed":
     """Check a directory and publish it; see `upcycle.ship.push.push` for what it raises."""
     from upcycle.ship.contents import read_contents
+    from upcycle.ship.push import open_target
     from upcycle.ship.push import push as carry_out
 
     contents = read_contents(Path(request.model).expanduser(), request.include)
-    contents = _fitting_adapter(contents, request) if contents.kind == "adapter" else _fitting_model(contents)
+    opened = open_target(request.repo, private=request.private)  # before transformers is met, which takes seconds
+    contents = _fitting_adapter(contents, request) if contents.kind == "adapter" else _fitting_model(contents, request)
     with _pictured(contents) as shown:
-        return carry_out(shown, request, card_writer(shown, request.base) if request.card else None)
+        return carry_out(opened, shown, request, card_writer(shown, request.base) if request.card else None)
 
 
 def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
@@ -44,37 +47,69 @@ def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
     return lambda repo, before: card(facts, repo, before).encode()
 
 
-def _fitting_model(contents: "Contents") -> "Contents":
+def _fitting_model(contents: "Contents", request: recipe.Push) -> "Contents":
     from upcycle.ship.fit import check_fit
 
+    if request.base is not None:
+        _on_the_hub(request.base, asked=True)
     check_fit(contents.directory, contents.shapes)
     return contents
 
 
 def _fitting_adapter(contents: "Contents", request: recipe.Push) -> "Contents":
-    """Hold an adapter against its model, here or on the Hub, and let it name that by its Hub id."""
+    """Hold an adapter against its model on the Hub, that against the one here, and let it name the Hub's."""
     from upcycle.adapt.saved import open_saved
     from upcycle.checkpoint.adapter import open_adapter
     from upcycle.checkpoint.reader import open_checkpoint
     from upcycle.families.match import match
     from upcycle.families.table import FAMILIES
     from upcycle.ship.adapter_base import public_base, with_base
-    from upcycle.ship.hub import remote
 
     public, adapter = public_base(contents, request.base), open_adapter(contents.directory)
-    here = Path(adapter.base).expanduser()
-    try:
-        base = open_checkpoint(here if here.is_dir() else remote(public))
-    except UnreachableError as error:
-        raise UnreachableError(f"{contents.directory}: cannot be held against its model ({error})") from None
-    except InputError as error:  # gated, or gone
-        logging.getLogger("upcycle").warning("%s: not held against its model: %s", contents.directory, error)
+    base = _on_the_hub(public, asked=request.base is not None)
+    if base is None:
         return with_base(contents, public)
+    here = Path(adapter.base).expanduser()
     if here.is_dir():
         adapter.check_base(here)
+        _check_same(open_checkpoint(here), base, public)
     if adapter.has_experts and base.config.get("model_type") in FAMILIES:
         open_saved(contents.directory, match(base))
     return with_base(contents, public)
+
+
+def _on_the_hub(model: str, *, asked: bool) -> "Checkpoint | None":
+    """Return a model on the Hub, its headers; where only the adapter names it, it may be gated: then a warning, None.
+
+    Raises InputError when it was `asked` for by --base and is not there.
+    """
+    from upcycle.checkpoint.reader import open_checkpoint
+    from upcycle.ship.hub import is_hub_id, remote
+
+    if not is_hub_id(model):
+        raise InputError("--base is no Hub id", found=model, expected="org/name, or org/name@revision")
+    try:
+        return open_checkpoint(remote(model))
+    except InputError as error:
+        if asked:
+            raise InputError(
+                f"--base names no model that can be read: {error}", hint="`upcycle push` takes dense models too"
+            ) from None
+        logging.getLogger("upcycle").warning("not held against its model: %s", error)
+        return None
+
+
+def _check_same(here: "Checkpoint", there: "Checkpoint", name: str) -> None:
+    """Raise InputError when two models differ in their tensors' names, types or shapes."""
+    one, other = (
+        {name: (spec.dtype, spec.shape) for name, spec in checkpoint.tensors.items()} for checkpoint in (here, there)
+    )
+    differing = sorted({name for name, _ in one.items() ^ other.items()})
+    if differing:
+        raise InputError(
+            f"{name} on the Hub is another model", where=here.directory, found=f"{len(differing)} tensors that differ",
+            expected=f"{differing[0]} as it is here", hint="--base names the one that the adapter was made for",
+        )  # fmt: skip
 
 
 @contextmanager
@@ -92,6 +127,10 @@ def _pictured(contents: "Contents") -> Iterator["Contents"]:
         metrics = Path(folder) / contents.directory.resolve().name
         metrics.mkdir()
         shutil.copyfile(contents.directory / METRICS_FILE, metrics / METRICS_FILE)
-        drawn = plot(recipe.Plot(metrics=str(metrics)))
+        try:
+            drawn = plot(recipe.Plot(metrics=str(metrics)))
+        except InputError as error:
+            logging.getLogger("upcycle").warning("%s: not drawn: %s", contents.directory / METRICS_FILE, error.what)
+            drawn = []
         items = (Item(f"plots/{path.name}", path.read_bytes()) for path in drawn if path.name in DRAWN)
         yield contents.with_items(*items)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from upcycle import recipe
-from upcycle.errors import UpcycleError
+from upcycle.errors import InputError, UpcycleError
 from upcycle.pipeline import stages
 from upcycle.pipeline.done import Done
 from upcycle.pipeline.grammar import command_of
@@ -62,7 +62,9 @@ def run(chain: Recipe, observer: Observer, done: Done | None = None) -> None:
                 _carry_out(chain, number, done.begin(request) if done else request, observer, done)
         except BaseException as error:
             if done:
-                error.add_note(f"the same command {_skipping(ended)}goes on from there")
+                wrong = isinstance(error, InputError)  # then the same command would fail again
+                subject = "run again with what is wrong put right, it" if wrong else "the same command"
+                error.add_note(f"{subject} {_skipping(ended)}goes on from there")
             raise
         if done and done.keeps(request):
             ended.append(number)

@@ -1,7 +1,7 @@
 """The commands as functions: find the model, then one call into a wing."""
 
+import logging
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -190,11 +190,13 @@ def push(request: recipe.Push) -> "Pushed":
 
 
 def check_access(repository: str) -> None:
-    """Raise InputError when there is no token to write to the Hub with; one that cannot be asked may be there later."""
+    """Raise InputError when there is no token to write to the Hub with; warn of a Hub that cannot be asked now."""
     from upcycle.ship.target import Target
 
-    with suppress(UnreachableError):
+    try:
         Target.of(repository)
+    except UnreachableError as error:
+        logging.getLogger("upcycle").warning("%s; that is tried again when it is needed", error)
 
 
 class _Silent:

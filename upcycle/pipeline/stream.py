@@ -21,7 +21,7 @@ from upcycle.checkpoint.place import RECEIPT_FILE
 from upcycle.checkpoint.reader import hub_blob, open_checkpoint
 from upcycle.checkpoint.staging import Staging
 from upcycle.convert.cache import cache_directory
-from upcycle.convert.convert import Draft, draft
+from upcycle.convert.convert import Draft, beside, draft
 from upcycle.convert.receipt import recorded_recipe
 from upcycle.errors import StagingError, UnreachableError, UpcycleError
 from upcycle.pipeline.publish import card_writer
@@ -55,29 +55,34 @@ def stream(directory: Path, request: recipe.Convert) -> Streamed:
     """
     from upcycle.ship.branch import WorkingBranch
     from upcycle.ship.fit import check_fit
-    from upcycle.ship.push import open_target, publish, refuse_secrets
-    from upcycle.ship.target import MAIN, attempts
+    from upcycle.ship.push import already, make, open_target, publish
+    from upcycle.ship.secrets import refuse_secrets
+    from upcycle.ship.target import MAIN
 
+    opened = open_target(request.stream_to or "", private=request.private)
     drafted = draft(open_checkpoint(directory), request)
     plan, check = drafted.plan, watch(drafted.plan, directory)
     fingerprint = _fingerprint(plan)
+    mark = f"upcycle {fingerprint}"  # of the commit on main, by which a run of the same work knows that it is done
     with _scratch(fingerprint) as scratch:
-        files = side_files(plan)
+        files = {**side_files(plan), **beside(directory)}
         _write(scratch, files)
         check_fit(scratch, shapes_of(plan))
         refuse_secrets(_contents(scratch, plan, files, {}))
-        target, main = open_target(request.stream_to or "", private=request.private)
         if request.dry_run:
             return _streamed(drafted, None)
-        if main is None:
-            attempts(lambda: target.create(private=request.private))
-        branch = WorkingBranch(target, f"upcycle-{fingerprint}")
+        done = already(opened, mark, [shard.name for shard in plan.shards])
+        branch = WorkingBranch(opened.target, f"upcycle-{fingerprint}")
+        if done:
+            branch.remove()  # if the run that put it there was killed before it could
+            return _streamed(drafted, done)
+        make(opened)
         finished = _make_all(plan, branch, scratch, request, check)
         files[RECEIPT_FILE] = _receipt(directory, request, plan, finished, files)
         _write(scratch, files)
         contents = _contents(scratch, plan, files, finished)
         title = f"Upload {contents.kind} by upcycle"
-        pushed = publish(target, contents, card_writer(contents, None), lambda: MAIN, title)
+        pushed = publish(opened, contents, card_writer(contents, None), lambda: MAIN, title, mark=mark)
         branch.remove()
         return _streamed(drafted, pushed)
 

@@ -1,15 +1,11 @@
 """The model that a published adapter names: a Hub id, where the adapter here may name a directory of this machine."""
 
-import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG
-from upcycle.checkpoint.place import RECEIPT_FILE
-from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import InputError
-from upcycle.ship.contents import Contents, Item
+from upcycle.ship.contents import Contents
 from upcycle.ship.hub import is_hub_id
 from upcycle.ship.repository import split_id
 
@@ -35,11 +31,4 @@ def with_base(contents: Contents, base: str) -> Contents:
     config = {**contents.config, **named}
     if config == dict(contents.config):
         return contents
-    data = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
-    items = [Item(ADAPTER_CONFIG, data)]
-    path = contents.directory / RECEIPT_FILE
-    if path.is_file():
-        receipt = read_object(path)
-        receipt["files"] = {**receipt["files"], ADAPTER_CONFIG: hashlib.sha256(data).hexdigest()}
-        items.append(Item(RECEIPT_FILE, json.dumps(receipt, indent=2).encode() + b"\n"))
-    return replace(contents.with_items(*items), config=config)
+    return contents.otherwise({ADAPTER_CONFIG: json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"})

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upcycle.errors import CheckpointError, UpcycleError
-from upcycle.ship.contents import Contents, Item, OnBranch, is_of_a_model
+from upcycle.errors import UpcycleError
+from upcycle.ship.contents import Contents, Item, OnBranch
 from upcycle.ship.repository import Repository
+from upcycle.ship.stale import beside, is_of_a_model
 from upcycle.ship.target import Target
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHA256_LETTERS = 64
 _SHOWN = 3
+_HELD = 10_000_000
+"""Bytes; files of this size and less are read once and held, for the client reads what is small when it commits."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Changes:
     new: tuple[Item, ...]  # and files that are others now
     same: tuple[str, ...]
     stale: tuple[str, ...]  # of the model that was there before
+    beside: tuple[str, ...] = ()  # weights of another model that stay there, where these are new
 
     def known(self, state: Repository) -> dict[str, str]:
         """Return the SHA-256 of what was found to be the same, which need not be read again."""
@@ -39,12 +42,21 @@ class Changes:
 
 
 def compare(contents: Contents, state: Repository) -> Changes:
-    """Return what of `contents` the repository lacks; files of equal size are read for their hashes."""
+    """Return what of `contents` the repository lacks; files of equal size are read for their hashes.
+
+    Raises CheckpointError when a file has changed since it was checked, or is not what was verified.
+    """
     with ThreadPoolExecutor() as pool:
         there = list(pool.map(lambda item: _is_there(item, state), contents.items))
+    for item in contents.items:
+        item.check_unchanged()
     new = tuple(item for item, found in zip(contents.items, there, strict=True) if not found)
     names = {item.name for item in contents.items}
-    return Changes(new, tuple(sorted(names - {item.name for item in new})), tuple(sorted(_stale(names, state))))
+    others = beside(state.sizes, names) if any(is_of_a_model(item.name) for item in new) else ()
+    return Changes(
+        new, tuple(sorted(names - {item.name for item in new})), tuple(sorted(_stale(names, state))),
+        tuple(sorted(others)),
+    )  # fmt: skip
 
 
 def check(contents: Contents, state: Repository, hashes: Mapping[str, str]) -> None:
@@ -75,6 +87,7 @@ class Sender:
 
     target: Target
     title: str
+    mark: str = ""  # the commit's description
     additions: "dict[str, CommitOperationAdd]" = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files that were sent
 
@@ -88,18 +101,24 @@ class Sender:
         copies = [item for item in changes.new if isinstance(item.source, OnBranch)]
         here = [item for item in changes.new if not isinstance(item.source, OnBranch)]
         additions = self.upload(here, state.revision, create_pr=create_pr)
+        for item in here:
+            item.check_unchanged()
         operations: list[Any] = [
             *additions,
             *(CommitOperationCopy(item.name, item.name, src_revision=_branch(item)) for item in copies),
             *(CommitOperationDelete(name) for name in changes.stale),
         ]
-        info = self.target.commit(operations, state.revision, state.commit, title=self.title, create_pr=create_pr)
+        info = self.target.commit(
+            operations, state.revision, state.commit, title=self.title, description=self.mark, create_pr=create_pr
+        )
         return info.oid, info.pr_revision if create_pr else state.revision
 
     def upload(self, items: Sequence[Item], revision: str, *, create_pr: bool = False) -> "list[CommitOperationAdd]":
         """Store the content of files without committing them; their hashes are known after it."""
-        with _unchanged(items):
+        with _unchanged([item.look() for item in items]):
             additions = [self._addition(item) for item in items]
+            for item, addition in zip(items, additions, strict=True):
+                item.check_verified(addition.upload_info.sha256.hex())
             self.target.upload(additions, revision, create_pr=create_pr)
         self.hashes |= {addition.path_in_repo: addition.upload_info.sha256.hex() for addition in additions}
         return additions
@@ -110,7 +129,8 @@ class Sender:
         if isinstance(item.source, bytes):
             return CommitOperationAdd(item.name, item.source)
         if item.name not in self.additions:
-            self.additions[item.name] = CommitOperationAdd(item.name, str(item.source))
+            held = item.size <= _HELD
+            self.additions[item.name] = CommitOperationAdd(item.name, item.read() if held else str(item.source))
         return self.additions[item.name]
 
 
@@ -120,7 +140,11 @@ def _stale(names: set[str], state: Repository) -> Iterator[str]:
 
 def _is_there(item: Item, state: Repository) -> bool:
     digest = state.digests.get(item.name)
-    return digest is not None and state.sizes[item.name] == item.size and _digest_of(item, digest) == digest
+    if digest is None or state.sizes[item.name] != item.size or _digest_of(item, digest) != digest:
+        return False
+    if item.verified:
+        item.check_verified(digest if len(digest) == SHA256_LETTERS else hashlib.sha256(item.read()).hexdigest())
+    return True
 
 
 def _digest_of(item: Item, like: str) -> str:
@@ -131,10 +155,7 @@ def _digest_of(item: Item, like: str) -> str:
         digest = hashlib.sha256()
     else:
         digest = hashlib.sha1(b"blob %d\0" % item.size, usedforsecurity=False)
-    if isinstance(item.source, bytes):
-        digest.update(item.source)
-        return digest.hexdigest()
-    with item.source.open("rb") as file:
+    with item.open() as file:
         return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
@@ -144,23 +165,16 @@ def _branch(item: Item) -> str | None:
 
 @contextmanager
 def _unchanged(items: Sequence[Item]) -> Iterator[None]:
-    """Raise CheckpointError when a file changes while it is read, be it that the storage refuses it therefore."""
+    """Raise CheckpointError when a file has changed before or after it is read, be it that reading fails therefore."""
 
-    def look() -> dict[Path, tuple[int, int]]:
-        facts = ((item.source, item.source.stat()) for item in items if isinstance(item.source, Path))
-        return {path: (fact.st_size, fact.st_mtime_ns) for path, fact in facts}
+    def look() -> None:
+        for item in items:
+            item.check_unchanged()
 
-    def compare_with(before: dict[Path, tuple[int, int]]) -> None:
-        changed = [path for path, fact in look().items() if fact != before[path]]
-        if changed:
-            raise CheckpointError(
-                "changed while it was uploaded", where=changed[0], hint="push it when it is finished"
-            ) from None
-
-    before = look()
+    look()
     try:
         yield
-    except UpcycleError:
-        compare_with(before)
+    except (UpcycleError, OSError, ValueError):
+        look()
         raise
-    compare_with(before)
+    look()

@@ -5,10 +5,12 @@ optimizers, logs, paths of this machine). `Contents.left` says what stays here.
 """
 
 import hashlib
+import io
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +28,13 @@ from upcycle.checkpoint.reader import (
     TOKENIZER_FILES,
     Checkpoint,
     inside,
-    is_plain_name,
     open_checkpoint,
 )
-from upcycle.checkpoint.strict_json import read_object
+from upcycle.checkpoint.strict_json import parse_object
 from upcycle.errors import CheckpointError, InputError
+from upcycle.ship.names import check_patterns, fits_any, is_sound, printable
+from upcycle.ship.places import without_places
+from upcycle.ship.records import VERIFY_AGAIN, check_receipt, verified_weights
 
 MODEL_FILES = (
     CONFIG_FILE, GENERATION_FILE, INDEX_FILE, ADAPTER_CONFIG, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES,
@@ -41,11 +45,7 @@ METRICS_FILE = "metrics.jsonl"
 RECORD_FILES = (RECEIPT_FILE, VERIFICATION_FILE, LINEAGE_FILE, METRICS_FILE)
 """Files that say how the model came to be."""
 
-_WEIGHTS = re.compile(r"(model|adapter_model|pytorch_model)([-.].*)?\.(safetensors|bin)")
-_STALE_INDEX = ("pytorch_model.bin.index.json", "adapter_model.bin")
 _PAPERS = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING|CITATION)([-_.].*)?", re.IGNORECASE)
-_OLD_PICTURES = re.compile(r"plots/(losses|router-losses|optimizer|speed|layers|load(-over-steps)?)(-\d+)?\.(png|svg)")
-"""What `upcycle plot` draws, and an earlier push has brought."""
 _TAKEN_SUFFIXES = (".gguf", ".md", ".png", ".svg", ".jpg", ".jpeg", ".webp")
 PICTURES = "plots"
 """Where `upcycle plot` puts what it draws."""
@@ -63,25 +63,80 @@ class OnBranch:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a file was when it was first looked at: who writes to it, or puts another in its place, changes that."""
+
+    size: int  # bytes
+    changed: int  # nanoseconds
+    inode: int
+
+    @staticmethod
+    def of(fact: os.stat_result) -> "Seen":
+        """Return what the file system says."""
+        return Seen(fact.st_size, fact.st_mtime_ns, fact.st_ino)
+
+
 @dataclass(frozen=True)
 class Item:
     """One file of a repository."""
 
     name: str  # its path there
     source: Path | bytes | OnBranch
+    seen: Seen | None = None  # of a path, before anything of it was checked
+    verified: str | None = None  # SHA-256 that it must have
 
     @property
     def size(self) -> int:
         """In bytes."""
         if isinstance(self.source, Path):
-            return self.source.stat().st_size
+            return self.seen.size if self.seen else self.source.stat().st_size
         return len(self.source) if isinstance(self.source, bytes) else self.source.size
+
+    def open(self) -> io.BufferedIOBase:
+        """Return a file to read it from, empty of what is not here; raise CheckpointError when it has changed."""
+        if not isinstance(self.source, Path):
+            return io.BytesIO(self.source if isinstance(self.source, bytes) else b"")
+        self.check_unchanged()
+        try:
+            return self.source.open("rb")
+        except OSError:
+            raise self._changed() from None
 
     def read(self) -> bytes:
         """Return its bytes; none of what is not here."""
-        if isinstance(self.source, Path):
-            return self.source.read_bytes()
-        return self.source if isinstance(self.source, bytes) else b""
+        with self.open() as file:
+            return file.read()
+
+    def look(self) -> "Item":
+        """Return the same, which has been looked at."""
+        if self.seen or not isinstance(self.source, Path):
+            return self
+        return replace(self, seen=Seen.of(self.source.stat()))
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError when the file is gone, or is not what it was when it was looked at."""
+        if self.seen is None or not isinstance(self.source, Path):
+            return
+        try:
+            same = Seen.of(self.source.stat()) == self.seen
+        except OSError:
+            same = False
+        if not same:
+            raise self._changed()
+
+    def check_verified(self, sha256: str) -> None:
+        """Raise CheckpointError when these are not the weights that a verification is of."""
+        if self.verified not in (None, sha256):
+            raise CheckpointError(
+                "are not the weights that were verified", where=str(self.source), found=f"SHA-256 {sha256[:16]}",
+                expected=f"{self.verified:.16}, of {VERIFICATION_FILE}", hint=VERIFY_AGAIN,
+            )  # fmt: skip
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(
+            "changed since it was checked", where=str(self.source), hint="push it when nothing writes to it"
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +156,28 @@ class Contents:
         kept = (item for item in self.items if item.name not in new)
         return replace(self, items=tuple(sorted((*kept, *items), key=lambda item: item.name)))
 
+    def otherwise(self, files: Mapping[str, bytes]) -> "Contents":
+        """Return the same with files that are published otherwise than they are here, and records that say so.
+
+        The receipt names the hashes of what is published, and a verification the hash of that receipt.
+        """
+        new = [Item(name, data) for name, data in files.items()]
+        old = {item.name: item for item in self.items}
+        if files and RECEIPT_FILE in old:
+            receipt = parse_object(old[RECEIPT_FILE].read(), self.directory / RECEIPT_FILE)
+            hashes = {
+                name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name in receipt["files"]
+            }
+            data = json.dumps({**receipt, "files": {**receipt["files"], **hashes}}, indent=2).encode() + b"\n"
+            new += [Item(RECEIPT_FILE, data)] if hashes else []
+            if hashes and VERIFICATION_FILE in old:
+                entry = parse_object(old[VERIFICATION_FILE].read(), self.directory / VERIFICATION_FILE)
+                entry["receipt_sha256"] = hashlib.sha256(data).hexdigest()
+                new.append(Item(VERIFICATION_FILE, json.dumps(entry, indent=1).encode() + b"\n"))
+        config = files.get(ADAPTER_CONFIG if self.kind == "adapter" else CONFIG_FILE)
+        said = self.config if config is None else parse_object(config, self.directory)
+        return replace(self.with_items(*new), config=said)
+
 
 def read_contents(directory: Path, include: Sequence[str] = ()) -> Contents:
     """Return what of `directory` is published: a model or an adapter, its records, its papers and its pictures.
@@ -108,7 +185,9 @@ def read_contents(directory: Path, include: Sequence[str] = ()) -> Contents:
     `include` are patterns of names of further files. Raises CheckpointError when the weights, the index or the
     receipt are not sound, InputError when it is unfinished work or no model at all.
     """
+    check_patterns(include)
     _refuse_unfinished(directory)
+    files = _files(directory)  # looked at before anything is read of them
     if not any((directory / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG)):
         raise InputError("holds no model", where=directory, expected=f"{CONFIG_FILE} or {ADAPTER_CONFIG}")
     if is_adapter(directory):
@@ -119,25 +198,15 @@ def read_contents(directory: Path, include: Sequence[str] = ()) -> Contents:
         opened = open_checkpoint(directory)
         config, headers = opened.config, dict(opened.headers)
         _refuse_code(opened)
-    _check_receipt(directory, headers)
-    taken = _taken(directory, headers, include)
-    items = tuple(Item(name, directory / name) for name in sorted(taken))
+    check_receipt(directory, headers)
+    verified = verified_weights(directory, headers)
+    taken = _taken(directory, files, headers, include, verified)
+    items = tuple(Item(name, directory / name, files.get(name), (verified or {}).get(name)) for name in taken)
     kind: Literal["model", "adapter"] = "adapter" if is_adapter(directory) else "model"
     tensors = [item for header in headers.values() for item in header.tensors.items()]
     shapes = {name: (spec.dtype, spec.shape) for name, spec in tensors}
-    return Contents(directory, kind, config, shapes, items, tuple(_left(directory, taken)))
-
-
-def is_of_a_model(name: str) -> bool:
-    """Whether a file of a repository is of the model that is there, so that it must go when another takes its place.
-
-    A reader would take it for a part of the new one: a single file of weights for all of them, a chat template.
-    """
-    return bool(_WEIGHTS.fullmatch(name) or _OLD_PICTURES.fullmatch(name)) or name in (
-        *MODEL_FILES,
-        *RECORD_FILES,
-        *_STALE_INDEX,
-    )
+    contents = Contents(directory, kind, config, shapes, items, tuple(_left(directory, taken)))
+    return contents.otherwise(without_places({item.name: item.read for item in items}, directory))
 
 
 def _refuse_unfinished(directory: Path) -> None:
@@ -164,72 +233,51 @@ def _refuse_code(checkpoint: Checkpoint) -> None:
         )  # fmt: skip
 
 
-def _check_receipt(directory: Path, headers: Mapping[str, Header]) -> None:
-    """A receipt tells the truth: the files that it names are there, as they were written."""
-    path = directory / RECEIPT_FILE
-    if not path.is_file():
-        return
-    files = read_object(path).get("files")
-    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
-        raise CheckpointError("damaged receipt", where=path, expected="files")
-    for name, digest in sorted(files.items()):
-        found = headers[name].sha256 if name in headers else _sha256(directory, name)
-        whole = _sha256(directory, name) if name == ADAPTER_WEIGHTS else None  # of adapters all of it is hashed
-        if digest not in (found, whole):
-            raise CheckpointError(
-                f"{name} is not what the receipt says that it was", where=directory,
-                found=f"SHA-256 {found[:16]}" if found else "no such file", expected=str(digest)[:16],
-                hint=f"make it again, or remove {RECEIPT_FILE} to publish it without its record",
-            )  # fmt: skip
-    strange = sorted(headers.keys() - files.keys())
-    if strange:
-        raise CheckpointError("weights are there that the receipt does not name", where=directory, found=strange[0])
-
-
-def _sha256(directory: Path, name: str) -> str | None:
-    if not is_plain_name(name) or not (directory / name).is_file():
-        return None
-    with (directory / name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _taken(directory: Path, headers: Mapping[str, Header], include: Sequence[str]) -> list[str]:
-    names = [*headers, *MODEL_FILES, *RECORD_FILES]
-    if is_adapter(directory):
-        names.remove(INDEX_FILE)
-    else:
-        names.remove(ADAPTER_CONFIG)
+def _taken(
+    directory: Path,
+    files: Mapping[str, Seen],
+    headers: Mapping[str, Header],
+    include: Sequence[str],
+    verified: Mapping[str, str] | None,
+) -> list[str]:
+    names = {*headers, *MODEL_FILES, *RECORD_FILES} - {INDEX_FILE if is_adapter(directory) else ADAPTER_CONFIG}
     if SINGLE_FILE in headers:
-        names.remove(INDEX_FILE)
+        names.discard(INDEX_FILE)
     present = {name for name in names if inside(directory, name).exists()}
-    for path in _files(directory):
-        name = path.relative_to(directory).as_posix()
-        fits = "/" not in name and (bool(_PAPERS.fullmatch(name)) or path.suffix.lower() in _TAKEN_SUFFIXES)
-        picture = name.startswith(f"{PICTURES}/") and path.suffix in (".png", ".svg")
-        if fits or picture or any(fnmatchcase(name, pattern) for pattern in include):
+    for name in files:
+        suffix = Path(name).suffix.lower()
+        fits = "/" not in name and (bool(_PAPERS.fullmatch(name)) or suffix in _TAKEN_SUFFIXES)
+        picture = name.startswith(f"{PICTURES}/") and suffix in (".png", ".svg")
+        if fits or picture or fits_any(name, include):
             present.add(name if "/" in name else inside(directory, name).name)
-    unmatched = [pattern for pattern in include if not any(fnmatchcase(name, pattern) for name in present)]
+    unmatched = [pattern for pattern in include if not any(fits_any(name, (pattern,)) for name in present)]
     if unmatched:
         raise InputError("--include matches no file", where=directory, found=unmatched[0])
-    return sorted(present)
+    return sorted(present if verified is not None else present - {VERIFICATION_FILE})
 
 
-def _left(directory: Path, taken: Sequence[str]) -> Iterator[str]:
-    """Yield what is not published, directories by their names alone."""
+def _left(directory: Path, taken: Sequence[str], under: str = "") -> Iterator[str]:
+    """Yield what is not published, directories of which nothing is by their names alone."""
+    for entry in sorted((directory / under).iterdir()):
+        name = f"{under}{entry.name}"
+        if not entry.is_dir():
+            yield from [] if name in taken else [printable(name)]
+        elif any(other.startswith(f"{name}/") for other in taken):
+            yield from _left(directory, taken, f"{name}/")
+        else:
+            yield f"{printable(name)}/"
+
+
+def _files(directory: Path) -> dict[str, Seen]:
+    """Return the files that may be published by their names, and what they are: at the top, and in directories there.
+
+    Of these no links are followed. What of the files at the top is a link is looked at where it leads.
+    """
+    found: dict[str, Seen] = {}
     for entry in sorted(directory.iterdir()):
-        if entry.is_dir():
-            if not any(name.startswith(f"{entry.name}/") for name in taken):
-                yield f"{entry.name}/"
-        elif entry.name not in taken:
-            yield entry.name
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    """Yield the files at the top that are no secrets by their names, and those of the directories beside them."""
-    for entry in sorted(directory.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            yield from (path for path in sorted(entry.rglob("*")) if path.is_file() and not path.is_symlink())
-        elif entry.is_file():
-            yield entry
+        folder = entry.is_dir() and not entry.is_symlink()
+        for path in sorted(entry.rglob("*")) if folder and is_sound(entry.name) else (entry,):
+            name = path.relative_to(directory).as_posix()
+            if is_sound(name) and path.is_file() and not (folder and path.is_symlink()):
+                found[name] = Seen.of(path.stat())
+    return found

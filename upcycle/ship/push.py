@@ -4,20 +4,21 @@ A piece of work begins with what the Hub holds, so it can fail anywhere and be d
 not sent twice, and until the commit nobody sees any of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from upcycle.checkpoint.place import RECEIPT_FILE
 from upcycle.checkpoint.strict_json import MAX_JSON_BYTES
 from upcycle.errors import InputError, UpcycleError
 from upcycle.recipe import Push
 from upcycle.ship.changes import Changes, Sender, check, compare
-from upcycle.ship.contents import Contents, Item
+from upcycle.ship.contents import MODEL_FILES, Contents, Item
 from upcycle.ship.hub import CARD_FILE
 from upcycle.ship.repository import Repository
+from upcycle.ship.secrets import refuse_secret_text, refuse_secrets
 from upcycle.ship.target import MAIN, Target, attempts
-
-WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 
 KEPT = "what has arrived on the Hub is kept there, and the same command goes on"
 
@@ -39,6 +40,9 @@ class Pushed:
     unchanged: tuple[str, ...]
     removed: tuple[str, ...]  # files of the model that was there before
     left: tuple[str, ...]  # what is in the directory and was not published
+    before: str | None  # the commit that was there before; None where there was no repository
+    private: bool
+    notes: tuple[str, ...] = ()  # what its owner may not expect
     dry_run: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -46,22 +50,32 @@ class Pushed:
         return asdict(self)
 
 
-def push(contents: Contents, request: Push, write_card: WriteCard | None) -> Pushed:
+@dataclass(frozen=True)
+class Opened:
+    """A repository that may be written, or made."""
+
+    target: Target
+    main: Repository | None  # None: it is not there yet
+    private: bool
+
+
+def push(opened: Opened, contents: Contents, request: Push, write_card: WriteCard | None) -> Pushed:
     """Make the repository hold `contents`, with a card where one is to be written, and prove that it does.
 
     Raises InputError when the Hub refuses what is asked, UnreachableError when it fails for longer than it is waited
     for, UpcycleError when what it holds in the end is not what was sent.
     """
     refuse_secrets(contents)
-    target, main = open_target(request.repo, private=request.private)
+    refuse_secret_text("--message", request.message)
+    refuse_secret_text("--revision", request.revision)
+    target, main = opened.target, opened.main
     if request.dry_run:
         branch = request.branch
         state = target.state(branch) if main and branch != MAIN and target.has(branch) else main
-        wanted = _with_card(target, contents, state, write_card)
-        nothing = Repository(target.repo, target.repo, branch, "", {})
-        return _pushed(target, wanted, compare(wanted, state or nothing), branch, None)
-    if main is None:
-        attempts(lambda: target.create(private=request.private))
+        wanted, notes = _with_card(target, contents, state, write_card)
+        changes = compare(wanted, state or Repository(target.repo, target.repo, branch, "", {}))
+        return _pushed(opened, wanted, changes, notes, branch, None)
+    make(opened)
     title = request.message or f"Upload {contents.kind} by upcycle"
 
     def revision() -> str:
@@ -70,35 +84,38 @@ def push(contents: Contents, request: Push, write_card: WriteCard | None) -> Pus
         target.branch(request.branch)
         return request.branch
 
-    return publish(target, contents, write_card, revision, title, create_pr=request.create_pr)
+    return publish(opened, contents, write_card, revision, title, create_pr=request.create_pr)
 
 
 def publish(
-    target: Target,
+    opened: Opened,
     contents: Contents,
     write_card: WriteCard | None,
     revision: Callable[[], str],
     title: str,
     *,
     create_pr: bool = False,
+    mark: str = "",
 ) -> Pushed:
     """Make the branch that `revision` gives hold `contents`, by one commit or a pull request, and check that it does.
 
-    Every attempt begins anew with what is there. Raises as `push` does.
+    Every attempt begins anew with what is there. `mark` is what `already` finds the commit by. Raises as `push` does.
     """
-    sender = Sender(target, title)
+    target = opened.target
+    sender = Sender(target, title, mark)
 
     def once() -> Pushed:
         branch = revision()
         state = target.state(branch)
-        wanted = _with_card(target, contents, state, write_card)
+        wanted, notes = _with_card(target, contents, state, write_card)
+        refuse_secrets(wanted)  # again, with the card
         changes = compare(wanted, state)
         commit, ref, known = state.commit, branch, changes.known(state)
         if changes:
             commit, ref = sender.send(changes, state, create_pr=create_pr and branch == MAIN)
             state = target.state(ref)
         check(wanted, state, {**known, **sender.hashes})
-        return _pushed(target, wanted, changes, ref, commit)
+        return _pushed(opened, wanted, changes, notes, ref, commit)
 
     try:
         return attempts(once)
@@ -108,51 +125,92 @@ def publish(
         raise
 
 
-def open_target(repo: str, *, private: bool) -> tuple[Target, Repository | None]:
-    """Return the repository to write, and main's state where there is one; change nothing.
+def open_target(repo: str, *, private: bool) -> Opened:
+    """Return the repository to write, which may have to be made; change nothing.
 
-    Raises InputError when there is no token, or when it is public and shall be private.
+    Raises InputError when there is no token, when it is public and shall be private, or cannot be made.
     """
-    target = Target.of(repo)
+    target = attempts(lambda: Target.of(repo))
     main = attempts(target.find)
+    owner = target.repo.partition("/")[0]
+    if main is None and owner not in target.owners:
+        raise InputError(
+            f"{target.repo}: is not there, and this token cannot make it", found=f"the owner {owner}",
+            expected=" or ".join(sorted(target.owners)),
+        )  # fmt: skip
     if main and private and not main.private:
         raise InputError(
             f"{target.repo}: is there and public, which --private does not change", hint="its settings on the Hub do"
         )
-    return target, main
+    return Opened(target, main, main.private if main else private)
 
 
-def refuse_secrets(contents: Contents) -> None:
-    """Raise InputError when the token is in a file, a config or a card say, and would be published."""
-    from huggingface_hub import get_token
+def already(opened: Opened, mark: str, weights: Sequence[str]) -> Pushed | None:
+    """Return what main holds if a commit with `mark` put it there; None if not, or where it has changed since.
 
-    token = get_token()
-    texts = (item for item in contents.items if not item.name.endswith(WEIGHT_SUFFIXES) and item.size <= MAX_JSON_BYTES)
-    for item in texts if token else ():
-        if (token or "").encode() in item.read():
-            raise InputError("holds your access token, and would be published", where=contents.directory / item.name)
+    What does not count is what may change by itself: the card, a verification that came later.
+    """
+    main = opened.main
+    commit = main and attempts(lambda: opened.target.marked(mark))
+    if not main or not commit:
+        return None
+    then = attempts(lambda: opened.target.state(commit))
+    if any(main.digests.get(name) != then.digests.get(name) for name in (*weights, *MODEL_FILES, RECEIPT_FILE)):
+        return None
+    names = tuple(sorted(then.sizes.keys() & main.sizes.keys() - {".gitattributes"}))
+    return Pushed(
+        opened.target.repo, opened.target.url(MAIN), "model", MAIN, main.commit, (), 0, names, (), (), main.commit,
+        main.private,
+    )  # fmt: skip
 
 
-def _with_card(target: Target, contents: Contents, state: Repository | None, write_card: WriteCard | None) -> Contents:
-    """Add the card; the directory's own comes before the one that is on the Hub."""
+def make(opened: Opened) -> None:
+    """Make the repository, unless it is there."""
+    if opened.main is None:
+        attempts(lambda: opened.target.create(private=opened.private))
+
+
+def _with_card(
+    target: Target, contents: Contents, state: Repository | None, write_card: WriteCard | None
+) -> tuple[Contents, list[str]]:
+    """Add the card, and say what of it its owner may not expect; the directory's own comes before the Hub's."""
     if write_card is None:
-        return contents
+        return contents, []
     own = next((item for item in contents.items if item.name == CARD_FILE), None)
-    before = None
-    if own is not None:
-        before = own.read()
-    elif state is not None and CARD_FILE in state.sizes:
-        before = state.read(CARD_FILE, 0, min(state.sizes[CARD_FILE], MAX_JSON_BYTES))
+    theirs = _card_of(state)
     try:
-        text = None if before is None else before.decode()
+        found = own.read() if own else theirs
+        before = None if found is None else found.decode()
     except UnicodeDecodeError:
         raise InputError("is no text in UTF-8", where=contents.directory / CARD_FILE) from None
-    return contents.with_items(Item(CARD_FILE, write_card(target.repo, text)))
+    data = write_card(target.repo, before)
+    return contents.with_items(Item(CARD_FILE, data)), list(_notes(data.decode(), theirs if own else None))
 
 
-def _pushed(target: Target, contents: Contents, changes: Changes, ref: str, commit: str | None) -> Pushed:
+def _card_of(state: Repository | None) -> bytes | None:
+    """Return the card that is on the Hub."""
+    if state is None or CARD_FILE not in state.sizes:
+        return None
+    return state.read(CARD_FILE, 0, min(state.sizes[CARD_FILE], MAX_JSON_BYTES))
+
+
+def _notes(card_text: str, replaced: bytes | None) -> Iterator[str]:
+    from upcycle.ship.card import missing, outside
+
+    with suppress(InputError):  # markers of the replaced one that do not fit
+        if replaced is not None and outside(replaced.decode(errors="replace")) != outside(card_text):
+            yield f"{CARD_FILE} of the directory takes the place of the Hub's card, which said something else"
+    if missing(card_text):
+        yield f"the card names no {' and no '.join(missing(card_text))}: a {CARD_FILE} with that at its head does"
+
+
+def _pushed(
+    opened: Opened, contents: Contents, changes: Changes, notes: Sequence[str], ref: str, commit: str | None
+) -> Pushed:
+    stays = f"of another model, and still there: {', '.join(changes.beside)}"
     return Pushed(
-        target.repo, target.url(ref), contents.kind, ref, commit,
+        opened.target.repo, opened.target.url(ref), contents.kind, ref, commit,
         tuple(item.name for item in changes.new), sum(item.size for item in changes.new), changes.same, changes.stale,
-        contents.left, dry_run=commit is None,
+        contents.left, opened.main.commit if opened.main else None, opened.private,
+        (*notes, *([stays] if changes.beside else [])), dry_run=commit is None,
     )  # fmt: skip

@@ -5,7 +5,6 @@ there. So work that failed in the middle goes on as a second run of it would.
 """
 
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,8 @@ from functools import cached_property
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from upcycle.errors import InputError, UnreachableError, UpcycleError
+from upcycle.errors import InputError, UnreachableError
+from upcycle.ship.failures import LOGIN, explained_write
 from upcycle.ship.repository import Repository, open_repository
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 MAIN = "main"
 WAITS = (1, 2, 4, 8)
 """Seconds before a piece of work is tried again; the client has tried for 11 to 24 seconds before that."""
-
-LOGIN = "`hf auth login` stores a token that may write, or HF_TOKEN holds one"
-
-_XET_REFUSAL = re.compile(r"HTTP status client error \((401|403)\b")
-"""What the chunk store's client, which has no exceptions of its own for it, says of a token without rights."""
 
 _PATIENCE = 0.2
 """Seconds after which a signal is seen where waiting itself hides it (Windows)."""
@@ -42,10 +37,11 @@ class Target:
     """A model repository that is written with the user's token."""
 
     repo: str  # org/name
+    owners: frozenset[str] = frozenset()  # the user, and the organisations of the user
 
     @staticmethod
     def of(repo: str) -> "Target":
-        """Return the repository of a Hub id, whose owner is the user where it names none.
+        """Return the repository of a Hub id, whose owner is the user where it names none; ask the Hub once.
 
         Raises InputError when there is no token that the Hub knows, or no such name can be.
         """
@@ -59,10 +55,15 @@ class Target:
             raise InputError("is no name of a repository", where=repo, expected="org/name, or name") from None
         if constants.is_offline_mode():
             raise InputError(f"{repo}: the Hub must not be asked (HF_HUB_OFFLINE is set)", hint="unset it to push")
-        if get_token() is None:
+        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            raise InputError(f"{repo}: HF_HUB_DISABLE_IMPLICIT_TOKEN keeps the token back", hint="unset it to push")
+        token = get_token()
+        if token is None:
             raise InputError(f"{repo}: there is no token to write with", hint=LOGIN)
-        user = attempts(lambda: _whoami(repo))
-        return Target(repo if "/" in repo else f"{user}/{repo}")
+        if not token.isascii():
+            raise InputError(f"{repo}: the token holds what no token has", hint=LOGIN)
+        user, organisations = _whoami(repo)
+        return Target(repo if "/" in repo else f"{user}/{repo}", frozenset((user, *organisations)))
 
     @cached_property
     def api(self) -> "HfApi":
@@ -122,12 +123,14 @@ class Target:
                 )
             )
 
-    def commit(self, operations: Sequence[Any], revision: str, parent: str, *, title: str, create_pr: bool) -> Any:
+    def commit(
+        self, operations: Sequence[Any], revision: str, parent: str, *, title: str, description: str, create_pr: bool
+    ) -> Any:
         """Commit on top of `parent`, which must still be the newest; return the client's CommitInfo."""
         with explained_write(self.repo):
             return self.api.create_commit(
-                self.repo, operations, commit_message=title, revision=revision, parent_commit=parent,
-                create_pr=create_pr,
+                self.repo, operations, commit_message=title, commit_description=description, revision=revision,
+                parent_commit=parent, create_pr=create_pr,
             )  # fmt: skip
 
     def own_pull_request(self, title: str) -> str | None:
@@ -136,11 +139,17 @@ class Target:
             found = [
                 discussion.num
                 for discussion in self.api.get_repo_discussions(
-                    self.repo, author=_whoami(self.repo), discussion_type="pull_request", discussion_status="open"
+                    self.repo, author=_whoami(self.repo)[0], discussion_type="pull_request", discussion_status="open"
                 )
                 if discussion.is_pull_request and discussion.title == title
             ]
         return f"refs/pr/{max(found)}" if found else None
+
+    def marked(self, description: str) -> str | None:
+        """Return the newest commit on main with that description."""
+        with explained_write(self.repo):
+            commits = self.api.list_repo_commits(self.repo, revision=MAIN)
+        return next((commit.commit_id for commit in commits if commit.message.strip() == description), None)
 
     def url(self, revision: str) -> str:
         """Where people look at it."""
@@ -184,31 +193,6 @@ def _aside(work: Callable[[], object]) -> None:
 
 
 @contextmanager
-def explained_write(repo: str) -> Iterator[None]:
-    """Turn what the client raises into one line that names the repository, and holds neither token nor signed URL.
-
-    Raises InputError where the user can do something, UnreachableError for what may pass.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
-
-    try:
-        yield
-    except Exception as error:
-        cause = _cause(error)
-        if isinstance(cause, HfHubHTTPError):
-            raise _refusal(repo, cause) from None
-        if isinstance(cause, PermissionError) and type(cause).__module__.startswith("hf_xet"):
-            raise _not_allowed(repo, 403) from None
-        if isinstance(cause, HTTPError | ConnectionError | TimeoutError) or type(cause) is RuntimeError:
-            refused = _XET_REFUSAL.search(str(cause))
-            if refused:
-                raise _not_allowed(repo, int(refused[1])) from None
-            reason = redacted(str(cause).split("\n")[0])[:200] or type(cause).__name__
-            raise UnreachableError(f"{repo}: the upload failed ({reason})") from None
-        raise
-
-
-@contextmanager
 def _bars() -> Iterator[None]:
     """Let the client show its progress on a terminal, and nowhere else."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -223,46 +207,10 @@ def _bars() -> Iterator[None]:
         enable_progress_bars()
 
 
-def redacted(text: str) -> str:
-    """Return `text` without the user's token, and without what follows the path of a URL, which may be a signature."""
-    from huggingface_hub import get_token
-
-    token = get_token()
-    plain = text.replace(token, "...") if token else text
-    return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", plain)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The client wraps the failure of one file of several in a RuntimeError."""
-    while type(error) is RuntimeError and error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def _whoami(repo: str) -> str:
+def _whoami(repo: str) -> tuple[str, list[str]]:
+    """The user's name, and those of the user's organisations."""
     from huggingface_hub import HfApi
 
     with explained_write(repo):
-        return str(HfApi().whoami()["name"])
-
-
-def _refusal(repo: str, error: Any) -> UpcycleError:
-    """What an answer with an error status means."""
-    status = error.response.status_code
-    said = redacted(error.server_message or "")[:200]
-    words = f" ({said})" if said else ""
-    if status in (401, 403):
-        return _not_allowed(repo, status, words)
-    if status == 404:
-        return InputError(f"{repo}: there is no such repository or revision, or this token may not see it{words}")
-    if status in (408, 409, 412, 429) or status >= 500:
-        return UnreachableError(f"{repo}: the Hub fails (status {status}){words}")
-    return InputError(f"{repo}: the Hub refuses this (status {status}){words}")
-
-
-def _not_allowed(repo: str, status: int, words: str = "") -> InputError:
-    if status == 401:
-        return InputError(f"{repo}: the Hub does not know this token{words}", hint=LOGIN)
-    return InputError(
-        f"{repo}: this token may not write here{words}", hint="it needs the right to write, in this namespace"
-    )
+        told = HfApi().whoami()
+        return str(told["name"]), [str(organisation["name"]) for organisation in told.get("orgs") or ()]

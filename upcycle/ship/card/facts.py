@@ -1,25 +1,22 @@
 """What there is to say of an output, read from its files alone: its config, how it came to be, how training ended."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, is_adapter
-from upcycle.checkpoint.header import TensorSpec, read_header
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG, EXPERTS, is_adapter
 from upcycle.checkpoint.lineage import lineage
-from upcycle.checkpoint.reader import CHAT_TEMPLATE_FILES, CONFIG_FILE, inside, open_checkpoint
+from upcycle.checkpoint.reader import CHAT_TEMPLATE_FILES, CONFIG_FILE, inside
 from upcycle.checkpoint.strict_json import parse_json, read_object
 from upcycle.errors import CheckpointError
+from upcycle.ship.card.parameters import Parameters, of_adapter, of_model, recorded
+from upcycle.ship.card.values import commit, hub_id, mapping, origin, real, whole
 from upcycle.ship.contents import METRICS_FILE
 
 _TAIL = 4_000_000
 """Bytes of the metrics' end that are looked at: a step of a hundred layers of a hundred experts has a tenth of it."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_BARE_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class Facts:
     kind: Literal["model", "adapter"]
     config: Mapping[str, Any]  # config.json or adapter_config.json
     lineage: tuple[Mapping[str, Any], ...]  # see `upcycle.checkpoint.lineage`
-    parameters: tuple[int, int | None] | None  # total, active; of an adapter its own
+    parameters: Parameters | None  # of an adapter its own
     base: str | None  # Hub id of the model that this was made from or belongs to
     revision: str | None  # its commit
     name: str | None  # what that model is called where it is not on the Hub
@@ -60,9 +57,30 @@ class Facts:
         return tuple(sound[:1] if len(set(sound)) == 1 else sound)
 
     @property
+    def own(self) -> tuple[Mapping[str, Any], ...]:
+        """The lineage from the last conversion or adapter on; what is before led to the dense model that it took."""
+        made = [entry.get("made") for entry in self.lineage]
+        return self.lineage[max((at for at, what in enumerate(made) if what in ("conversion", "adapter")), default=0) :]
+
+    @property
     def trainings(self) -> tuple[Mapping[str, Any], ...]:
-        """The trainings, the oldest first."""
-        return self.entries("training")
+        """The trainings of this, the oldest first."""
+        return tuple(entry for entry in self.own if entry.get("made") == "training")
+
+    @property
+    def past(self) -> tuple[Mapping[str, Any], ...]:
+        """The trainings of the dense model, before it was converted or got an adapter."""
+        every = self.entries("training")
+        return every[: len(every) - len(self.trainings)]
+
+    @property
+    def dense(self) -> str | None:
+        """The very model that was converted, with its commit; None where at most that is on the Hub which it was
+        trained from.
+        """
+        if not self.base or (self.past and self.base == origin(self.past[0])[0]):
+            return None
+        return f"{self.base}@{self.revision}" if self.revision else self.base
 
     @property
     def untrained_conversion(self) -> Mapping[str, Any] | None:
@@ -93,7 +111,7 @@ _EXPERT_FIELDS = ("num_local_experts", "num_experts")
 def facts_of(
     directory: Path,
     *,
-    parameters: tuple[int, int | None] | None = None,
+    parameters: Parameters | None = None,
     base: str | None = None,
     base_card: str | None = None,
     pictures: Sequence[str] = (),
@@ -110,13 +128,13 @@ def facts_of(
     found, revision, name = _adapter_base(config) if adapter else _dense(entries)
     if base is not None:
         given, _, at = base.partition("@")
-        found, revision = hub_id(given, "any"), _commit(at) or (revision if given == found else None)
+        found, revision = hub_id(given, "any"), commit(at) or (revision if given == found else None)
     files = frozenset(path.name for path in directory.iterdir() if path.is_file())
-    return Facts(
+    facts = Facts(
         kind="adapter" if adapter else "model",
         config=config,
         lineage=entries,
-        parameters=_parameters(directory, entries, adapter=adapter, given=parameters),
+        parameters=parameters,
         base=found,
         revision=revision,
         name=name,
@@ -126,39 +144,7 @@ def facts_of(
         files=files,
         chats=_chats(directory, files),
     )
-
-
-def whole(value: object) -> int | None:
-    """Return a whole number that a file may hold, 0 or more; None for anything else."""
-    return value if type(value) is int and 0 <= value < 10**18 else None
-
-
-def real(value: object) -> float | None:
-    """Return a finite number that a file may hold; None for anything else."""
-    return float(value) if type(value) in (int, float) and abs(value) < 1e30 else None  # type: ignore[arg-type]
-
-
-def mapping(value: object) -> Mapping[str, Any]:
-    """Return an object that a file may hold; an empty one for anything else."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def hub_id(name: object, revision: object = None) -> str | None:
-    """Return `name` if it is the id of a repository on the Hub.
-
-    A directory's own name has no slash; with a commit, a name without one is one of the Hub's oldest models.
-    """
-    if not isinstance(name, str):
-        return None
-    known = _HUB_ID.fullmatch(name) or (revision and _BARE_ID.fullmatch(name))
-    return name if known and ".." not in name and "--" not in name else None
-
-
-def origin(entry: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
-    """Return Hub id, commit and name of the model that an entry of the lineage started from, as far as it tells."""
-    source = mapping(entry.get("source"))
-    name, revision = source.get("name", mapping(entry.get("recipe")).get("model")), source.get("revision")
-    return hub_id(name, revision), _commit(revision), name if isinstance(name, str) else None
+    return facts if parameters else replace(facts, parameters=_parameters(directory, facts))
 
 
 def _dense(entries: Sequence[Mapping[str, Any]]) -> tuple[str | None, str | None, str | None]:
@@ -175,37 +161,18 @@ def _adapter_base(config: Mapping[str, Any]) -> tuple[str | None, str | None, st
     found = hub_id(name, revision)
     local = found and not revision and Path(found).exists()
     last = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or None
-    return None if local else found, _commit(revision), last
+    return None if local else found, commit(revision), last
 
 
-def _commit(revision: object) -> str | None:
-    return revision if isinstance(revision, str) and _REVISION.fullmatch(revision) else None
-
-
-def _parameters(
-    directory: Path, entries: Sequence[Mapping[str, Any]], *, adapter: bool, given: tuple[int, int | None] | None
-) -> tuple[int, int | None] | None:
-    """Return what is given, or what the newest record says, or what the weights' headers do."""
-    if given is not None:
-        return given
-    if adapter:
-        return _counted(directory, adapter=True)
-    for entry in reversed(entries):
-        told = mapping(entry.get("parameters"))
-        total, active = whole(told.get("total")), whole(told.get("active"))
-        if total:
-            return total, active
-    return _counted(directory, adapter=False)
-
-
-def _counted(directory: Path, *, adapter: bool) -> tuple[int, None] | None:
-    try:
-        tensors: Mapping[str, TensorSpec] = (
-            read_header(inside(directory, ADAPTER_WEIGHTS)).tensors if adapter else open_checkpoint(directory).tensors
-        )
-    except CheckpointError:  # the weights are elsewhere
-        return None
-    return sum(math.prod(spec.shape) for spec in tensors.values()), None
+def _parameters(directory: Path, facts: Facts) -> Parameters | None:
+    """Return what the newest record says, or what the weights' headers do."""
+    if facts.kind == "adapter":
+        return of_adapter(directory)
+    told = next(filter(None, map(recorded, reversed(facts.lineage))), None)
+    experts = facts.experts
+    return told or of_model(
+        directory, experts[0] if len(experts) == 1 else None, whole(facts.config.get("num_experts_per_tok"))
+    )
 
 
 def _loads(path: Path) -> tuple[LayerLoad, ...]:

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from upcycle.errors import CheckpointError
-from upcycle.ship.card.facts import Facts, hub_id, mapping
+from upcycle.ship.card.facts import Facts
+from upcycle.ship.card.values import hub_id, mapping, texts
 
 # as huggingface_hub finds it (`huggingface_hub.repocard.REGEX_YAML_BLOCK`), and a byte order mark before it
 FRONT = re.compile(r"\A(\ufeff?\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z))")
@@ -59,8 +60,8 @@ def inherited(facts: Facts) -> dict[str, Any]:
         said = parsed(front[2]) if front else {}
     except CheckpointError:
         return {}
-    languages = [item for item in _listed(said.get("language")) if _LANGUAGE.fullmatch(item)]
-    licenses = [item for item in _listed(said.get("license")) if _LICENSE.fullmatch(item)]
+    languages = [item for item in texts(said.get("language")) if _LANGUAGE.fullmatch(item)]
+    licenses = [item for item in texts(said.get("license")) if _LICENSE.fullmatch(item)]
     found: dict[str, Any] = {"language": languages[:_MAX_LANGUAGES], "license": licenses[0] if licenses else None}
     if licenses and isinstance(name := said.get("license_name"), str) and _LICENSE_NAME.fullmatch(name):
         found["license_name"] = name
@@ -88,11 +89,6 @@ def parsed(text: str) -> dict[str, Any]:
     return value
 
 
-def _listed(value: object) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return [item for item in values if isinstance(item, str)]
-
-
 def _license_link(facts: Facts, link: object) -> str | None:
     """Return a link to the license: a file of the base model's repository is not in this one, unless it came along."""
     if not isinstance(link, str) or not (_LICENSE_URL.fullmatch(link) or _LICENSE_FILE.fullmatch(link)):
@@ -117,8 +113,8 @@ def _tags(facts: Facts) -> Iterator[str]:
 
 
 def _data_sets(facts: Facts) -> Iterator[str]:
-    """Yield the data sets of the Hub that were trained on; of files the lineage holds only names."""
-    for training in facts.trainings:
+    """Yield the data sets of the Hub that it or the dense model was trained on; of files there are only names."""
+    for training in facts.entries("training"):
         data = mapping(training.get("recipe")).get("data")
         for source in data if isinstance(data, list) else []:
             name = hub_id(source.partition(":")[0]) if isinstance(source, str) else None

@@ -2,24 +2,28 @@
 
 import re
 
-from upcycle.errors import InputError
+from upcycle.errors import CheckpointError, InputError
 from upcycle.ship.card.facts import Facts
+from upcycle.ship.card.front import with_metadata
 from upcycle.ship.card.metadata import FRONT, as_yaml, metadata, parsed
 from upcycle.ship.card.text import text
 from upcycle.ship.hub import CARD_FILE
 
 BEGIN, END = "<!-- upcycle:begin -->", "<!-- upcycle:end -->"
 
+_ASKED_FOR = ("license",)
 _NOTE = "<!-- `upcycle push` writes anew what is between these two comments, and keeps what is outside of them. -->"
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_LINK = re.compile(r"\]\(https://huggingface\.co/([\w./-]{1,200})\)", re.ASCII)
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 
 
 def card(facts: Facts, repo_id: str, before: str | None = None) -> str:
     """Return the README.md of `repo_id`; `before` is the card that is there already, its line breaks as they are.
 
-    Of a card with a marked block only the block is replaced. One without gets the block at its end, and the metadata
-    that its own lacks. Raises InputError for markers or metadata that leave it open what is whose.
+    The marked block is replaced, or added at the end. The metadata stays as it is but for the keys that it lacks, which
+    are added: one that its owner removed comes back. Raises InputError for markers or metadata that leave it open what
+    is whose, and where the metadata of a card with a marked block is about another model.
     """
     if not _REPO_ID.fullmatch(repo_id):
         raise InputError("is no name of a repository", found=repr(repo_id)[:120], expected="org/name")
@@ -30,11 +34,29 @@ def card(facts: Facts, repo_id: str, before: str | None = None) -> str:
     line_break = found[0] if found else "\n"
     block = block.replace("\n", line_break)
     marked = _marked(before)
+    dropped = _cited(before[marked]) - _cited(block) if marked else None
+    told = with_metadata(before, facts, line_break, dropped=dropped)
+    marked = _marked(told)
     if marked:
-        return before[: marked.start] + block + before[marked.stop :]
-    told = _with_metadata(before, facts, line_break)
+        return told[: marked.start] + block + told[marked.stop :]
     gap = line_break * (2 - min(2, _trailing_breaks(told)))
     return f"{told}{gap}{block}{line_break}"
+
+
+def outside(card_text: str) -> str:
+    """Return what of a card is its owner's: all but the marked block. Raises InputError for markers as `card` does."""
+    marked = _marked(card_text)
+    return card_text[: marked.start] + card_text[marked.stop :] if marked else card_text
+
+
+def missing(card_text: str) -> list[str]:
+    """Return those keys of the metadata that others ask for first, and that nothing was known for."""
+    front = FRONT.match(card_text)
+    try:
+        own = parsed(front[2]) if front else {}
+    except CheckpointError:
+        own = {}
+    return [name for name in _ASKED_FOR if not own.get(name)]
 
 
 def _marked(before: str) -> slice | None:
@@ -53,41 +75,9 @@ def _marked(before: str) -> slice | None:
     return slice(start, stop + len(END))
 
 
-def _with_metadata(before: str, facts: Facts, line_break: str) -> str:
-    """Return `before` with metadata for the keys that its own lacks, at their end; what is there stays as it is."""
-    wanted = metadata(facts)
-    front = FRONT.match(before)
-    if not front:
-        mark, rest = ("\ufeff", before[1:]) if before.startswith("\ufeff") else ("", before)
-        head = line_break.join(["---", *as_yaml(wanted).split("\n"), "---", "", ""])
-        return f"{mark}{head}{rest}"
-    try:
-        own = parsed(front[2])
-        added = {name: value for name, value in _without_contradiction(wanted, own).items() if name not in own}
-        lines = line_break.join(as_yaml(added).split("\n"))
-        if not lines:
-            return before
-        body = f"{front[2]}{line_break if front[2].strip() else ''}{lines}"
-        whole = parsed(body)
-    except InputError as error:
-        raise InputError(
-            str(error), where=CARD_FILE, hint="mend what is between the two lines `---` at its head"
-        ) from None
-    if whole.keys() != own.keys() | added.keys():
-        raise InputError(
-            "has metadata to which nothing can be added", where=CARD_FILE, expected="a line `key: value` for each",
-            hint="mend what is between the two lines `---` at its head",
-        )  # fmt: skip
-    return f"{front[1]}{body}{before[front.end(2) :]}"
-
-
-def _without_contradiction(wanted: dict[str, object], own: dict[str, object]) -> dict[str, object]:
-    """Leave out what belongs to a key that the card answers in its own way: another base's relation, another license's
-    name.
-    """
-    together = (("base_model", "base_model_relation"), ("license", "license_name", "license_link"))
-    dropped = {name for first, *others in together if first in own for name in others}
-    return {name: value for name, value in wanted.items() if name not in dropped}
+def _cited(block: str) -> set[str]:
+    """Return the models that a block has links to."""
+    return set(_LINK.findall(block))
 
 
 def _trailing_breaks(told: str) -> int:

@@ -5,12 +5,20 @@ from math import exp
 from typing import Any
 
 from upcycle.checkpoint.adapter import EXPERTS
-from upcycle.ship.card.facts import Facts, mapping, real, whole
+from upcycle.ship.card.facts import Facts
 from upcycle.ship.card.markdown import fenced, plain, table
+from upcycle.ship.card.recipe import DENSE
+from upcycle.ship.card.values import mapping, origin, real, whole
 
 _SHOWN = ("tensors", "finite")
 """Lines of a verification that are told in its own words; what the models compute is told in figures."""
 _MAX_LINES = 40
+
+_WITH_WEIGHTS = (
+    "The SHA-256 of every file of weights was recorded with it, and `upcycle push` publishes no others: the files here "
+    "are those that were verified."
+)
+_WITHOUT_WEIGHTS = "Which bytes the files of weights had then was not recorded."
 
 
 def proof(facts: Facts, repo_id: str) -> str | None:
@@ -55,7 +63,7 @@ def _of_merge(facts: Facts, merge: Mapping[str, Any]) -> Iterator[str]:
             "plain transformers, in a process of its own, has come to the adapter's logits within 1e-5 of the largest, "
             "and to the same text. Of weights that are rounded, as to bfloat16, that is shown before they are rounded."
         )
-        if any(entry.get("made") == "training" for entry in facts.lineage):
+        if facts.trainings:
             yield "The adapter was trained, so this is not what the dense model computes."
     yield table(("record", ""), _record(merge))
 
@@ -71,13 +79,17 @@ def _of_conversion(facts: Facts, conversion: Mapping[str, Any], repo_id: str) ->
     else:
         start = "The conversion was not exact" if trained else "No"
         yield f"{start}: noise on the experts, or rounding to another data type, changes the function on purpose."
-    yield from _verification(facts.last("verification"), exact)
+    yield from _verification(facts, exact)
     yield table(("record", ""), _record(conversion))
     if not trained:
-        base = f"{facts.base}{f'@{facts.revision}' if facts.revision else ''}" if facts.base else "DENSE"
-        name = repo_id.rpartition("/")[2]
-        yield "To check it yourself:" if facts.base else "To check it yourself, with the dense model in `DENSE`:"
-        yield fenced("bash", f"hf download {repo_id} --local-dir {name}\nupcycle verify {base} {name}")
+        name, called = repo_id.rpartition("/")[2], origin(conversion)[2]
+        fill_in = f", with the directory of the dense model {plain(called or '')} in the place of `{DENSE}`"
+        yield f"To check it yourself{'' if facts.dense else fill_in}:"
+        lines = (
+            "pip install upcycle", f"hf download {repo_id} --local-dir {name}",
+            f"upcycle verify {facts.dense or DENSE} {name}",
+        )  # fmt: skip
+        yield fenced("bash", "\n".join(lines))
 
 
 def _after_training(facts: Facts, exact: bool) -> str:
@@ -90,7 +102,8 @@ def _after_training(facts: Facts, exact: bool) -> str:
     return "No: it was trained, and no longer computes what the dense model does. What follows is of its start."
 
 
-def _verification(entry: Mapping[str, Any] | None, exact: bool) -> Iterator[str]:
+def _verification(facts: Facts, exact: bool) -> Iterator[str]:
+    entry = facts.last("verification")
     if entry is None:
         yield "**That was not verified** by `upcycle verify --record`: no figures are here to show it."
         return
@@ -101,6 +114,8 @@ def _verification(entry: Mapping[str, Any] | None, exact: bool) -> Iterator[str]
     verdict = "passed" if passed else "did not pass"
     yield f"`upcycle verify` held the conversion against the dense model, and it **{verdict}**{meaning}:"
     yield table(("verification", ""), [*_measured(mapping(entry.get("parity"))), *_lines(entry, passed)])
+    if facts.untrained_conversion:
+        yield _WITH_WEIGHTS if mapping(entry.get("weights")) else _WITHOUT_WEIGHTS
 
 
 def _measured(parity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -115,7 +130,8 @@ def _measured(parity: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         on = f", on {tokens:,} tokens" if tokens else ""
         yield "largest difference of a logit", f"{difference:.2e}, {relative:.1e} of the largest logit{on}"
     if agreement is not None:
-        yield "the same likeliest token", f"at {agreement:.2%} of positions"
+        shown = agreement if agreement >= 1 else min(agreement, 0.9999)  # what is not all is not rounded to all
+        yield "the same likeliest token", f"at {shown:.2%} of positions"
     if dense is not None:
         yield "loss of the dense model", loss_text(dense)
     if moe is not None:

@@ -9,8 +9,9 @@ import yaml
 from upcycle import recipe
 from upcycle.errors import RecipeError
 from upcycle.option import Option, options_of
-from upcycle.ship.card.facts import Facts, mapping, origin
-from upcycle.ship.card.markdown import cleaned
+from upcycle.ship.card.facts import Facts
+from upcycle.ship.card.markdown import cleaned, plain
+from upcycle.ship.card.values import mapping, origin
 
 _COMMANDS: dict[str, tuple[str, type[Any]]] = {
     "conversion": ("convert", recipe.Convert),
@@ -19,6 +20,9 @@ _COMMANDS: dict[str, tuple[str, type[Any]]] = {
     "merge": ("merge", recipe.Merge),
 }
 """What an entry of the lineage is about -> the command that does it, and its request."""
+
+DENSE, ADAPTER = "DENSE", "ADAPTER"
+"""What a card has in the place of a directory that only its reader can name."""
 
 _CHAINED = {"model", "adapter"}
 _ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,), str: (str,)}
@@ -36,6 +40,15 @@ def recipe_yaml(facts: Facts, name: str) -> str | None:
         return None
     document = {"name": name, "description": f"what {name} was made by", "steps": steps}
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def placeholder(facts: Facts) -> tuple[str, str] | None:
+    """Return what stands in the recipe for a directory, and what that is; None where all of it can be had."""
+    first = next(entry for entry in facts.lineage if entry.get("made") in _COMMANDS)
+    (stands,) = _start(facts, first, _COMMANDS[first["made"]][0]).values()
+    name = mapping(first.get("recipe")).get("adapter") if stands == ADAPTER else origin(first)[2]
+    kind = "adapter" if stands == ADAPTER else "model"
+    return (stands, f"the {kind} {plain(name or '')}".rstrip()) if stands in (DENSE, ADAPTER) else None
 
 
 def _steps(facts: Facts, name: str) -> Iterator[dict[str, Any] | None]:
@@ -99,11 +112,11 @@ def _one(value: Any) -> Any:
 def _start(facts: Facts, entry: Mapping[str, Any], command: str) -> dict[str, str]:
     """Return what it all began with, as `upcycle` finds it."""
     if command == "merge":
-        return {"adapter": str(_one(mapping(entry.get("recipe")).get("adapter") or "ADAPTER"))}
-    base, revision, name = origin(entry)
-    if base in (None, facts.base):
+        return {"adapter": ADAPTER}
+    base, revision, _ = origin(entry)
+    if base == facts.base or (base is None and not facts.past):
         base, revision = facts.base, revision or facts.revision
-    return {"model": f"{base}@{revision}" if base and revision else str(_one(base or name or "DENSE"))}
+    return {"model": f"{base}@{revision}" if base and revision else base or DENSE}
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:

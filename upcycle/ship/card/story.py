@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from upcycle.checkpoint.adapter import LORA
-from upcycle.ship.card.facts import Facts, mapping, origin, real, whole
+from upcycle.ship.card.facts import Facts
 from upcycle.ship.card.markdown import joined, plain
 from upcycle.ship.card.use import cited
+from upcycle.ship.card.values import mapping, origin, real, whole
 
 _NAMES = {
     "mixtral": "Mixtral", "granitemoeshared": "GraniteMoeShared", "qwen2_moe": "Qwen2-MoE", "llama": "Llama",
@@ -39,15 +40,17 @@ def _sentences(facts: Facts) -> Iterator[str]:
     told: dict[str, Callable[[Facts, Mapping[str, Any]], str]] = {
         "conversion": _conversion, "adapter": _adapter, "training": _training, "merge": _merge,
     }  # fmt: skip
-    entries = [entry for entry in facts.lineage if entry.get("made") in told]
+    entries = [entry for entry in facts.own if entry.get("made") in told]
     if not entries:
         yield f"{_subject(facts)}{_origin(facts)}."
     elif entries[0].get("made") == "training":
         yield f"{_subject(facts)}{_origin(facts)}: trained further."
     elif _is_lora(facts) and facts.last("conversion"):
         yield f"{_subject(facts)}, for the following mixture of experts."
-    for entry in entries:
+    for at, entry in enumerate(entries):
         yield told[entry["made"]](facts, entry)
+        if at == 0:
+            yield from (f"Before that, the dense model was trained{_length(training)}." for training in facts.past)
 
 
 def _subject(facts: Facts) -> str:
@@ -104,6 +107,8 @@ def _conversion(facts: Facts, entry: Mapping[str, Any]) -> str:
 
 def _source(facts: Facts, entry: Mapping[str, Any]) -> str:
     """The model of a receipt: of an adapter, what `facts.base` names is something else."""
+    if facts.past and not facts.dense:
+        return f"a dense model that was trained from {cited(facts, facts.past[0])}"
     if facts.kind == "model":
         return cited(facts, entry)
     base, _, name = origin(entry)
@@ -125,19 +130,24 @@ def _adapter(facts: Facts, entry: Mapping[str, Any]) -> str:
 
 
 def _training(facts: Facts, entry: Mapping[str, Any]) -> str:
-    recipe, steps, tokens = mapping(entry.get("recipe")), whole(entry.get("steps")), whole(entry.get("tokens"))
-    earlier = next(at for at, other in enumerate(facts.lineage) if other is entry)
-    before = {other.get("made") for other in facts.lineage[:earlier]}
+    recipe = mapping(entry.get("recipe"))
+    earlier = next(at for at, other in enumerate(facts.own) if other is entry)
+    before = {other.get("made") for other in facts.own[:earlier]}
     trained = recipe.get("train")
     what = _TRAINED.get(trained, _TRAINED["all"]) if isinstance(trained, str) else _TRAINED["all"]
     if "adapter" in before and "merge" not in before and trained != "router":
         what = "the adapter was trained"
     elif trained == "lora" and recipe.get("lora_keep") is True:
         what = "the LoRA was trained on it"
-    length = f" for {steps:,} steps" if steps is not None else ""
     again = " again" if "training" in before else ""
-    text = f"{what}{again}{length}{f', {tokens:,} tokens' if tokens else ''}."
+    text = f"{what}{again}{_length(entry)}."
     return f"Then {text}" if before else f"{text[0].upper()}{text[1:]}"
+
+
+def _length(entry: Mapping[str, Any]) -> str:
+    """How long a training was."""
+    steps, tokens = whole(entry.get("steps")), whole(entry.get("tokens"))
+    return (f" for {steps:,} steps" if steps is not None else "") + (f", {tokens:,} tokens" if tokens else "")
 
 
 def _merge(facts: Facts, entry: Mapping[str, Any]) -> str:

@@ -4,14 +4,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from upcycle.checkpoint.adapter import EXPERTS
-from upcycle.ship.card.facts import Facts, mapping, whole
+from upcycle.ship.card.facts import Facts
 from upcycle.ship.card.markdown import fenced, plain, table
 from upcycle.ship.card.proof import proof
-from upcycle.ship.card.recipe import recipe_yaml
+from upcycle.ship.card.recipe import placeholder, recipe_yaml
 from upcycle.ship.card.story import story
 from upcycle.ship.card.training import training
 from upcycle.ship.card.use import limits_of_readers, use
+from upcycle.ship.card.values import mapping, whole
 
+_UPCYCLE = "upcycle (`pip install upcycle`) turns dense language models into mixtures of experts."
 _SLUG = "-_."
 
 
@@ -75,11 +77,17 @@ def _recipe(facts: Facts, repo_id: str) -> str | None:
     written = recipe_yaml(facts, name)
     if written is None:
         return "The records hold no recipe that could be carried out again."
-    parts = [f"`upcycle run {name}.yaml` does it again, with this in `{name}.yaml`:", fenced("yaml", written)]
-    if not facts.base or facts.trainings:
+    unknown, file = placeholder(facts), f"{name}.yaml"
+    again = f"`upcycle run {file}` does it again, with this in `{file}`:"
+    if unknown:
+        stands, what = unknown
+        again = f"With the directory of {what} in the place of `{stands}`, this is what `upcycle run {file}` takes:"
+    parts = [again, fenced("yaml", written)]
+    if unknown or facts.entries("training"):
         parts.append("Files and directories are called by their names, without the place where they were.")
     versions = _versions(facts)
-    return "\n\n".join([*parts, f"Made by {versions}."] if versions else parts)
+    made_by = f"Made by {versions}. " if versions else ""
+    return "\n\n".join([*parts, made_by + _UPCYCLE])
 
 
 def _versions(facts: Facts) -> str:

@@ -3,24 +3,30 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from upcycle.ship.card.facts import Facts, mapping, real, whole
+from upcycle.ship.card.facts import Facts
 from upcycle.ship.card.markdown import joined, picture, plain, table
 from upcycle.ship.card.proof import loss_text
+from upcycle.ship.card.values import mapping, real, whole
 
 _MAX_DATA = 12
 _MAX_LAYERS = 128
+_RATES = {"": "lr", " for routers": "router_lr", " for experts": "expert_lr"}
 
 
 def training(facts: Facts) -> str | None:
     """Return the trainings as markdown, with the pictures; None where there was none."""
-    parts = [table(("", *_numbers(len(facts.trainings))), _rows(facts))] if facts.trainings else []
+    parts = [table(("", *_heads(facts)), _rows(facts))] if facts.entries("training") else []
     parts += _balance(facts)
     parts += [picture(path) for path in facts.pictures]
     return "\n\n".join(parts) or None
 
 
-def _numbers(count: int) -> list[str]:
-    return [""] if count == 1 else [f"training {number}" for number in range(1, count + 1)]
+def _heads(facts: Facts) -> list[str]:
+    """What the columns are: trainings of the dense model before anything was made of it, then those of this."""
+    before, own = ["of the dense model"] * len(facts.past), len(facts.trainings)
+    if own == 1:
+        return [*before, "of this" if before else ""]
+    return [*before, *(f"training {number}" for number in range(1, own + 1))]
 
 
 def _rows(facts: Facts) -> Iterator[tuple[str, ...]]:
@@ -35,7 +41,7 @@ def _rows(facts: Facts) -> Iterator[tuple[str, ...]]:
         ("loss", lambda entry: _course(entry.get("loss"))),
         ("loss on held-out text", lambda entry: _course(entry.get("eval_loss"))),
     ):
-        cells = [tell(entry) for entry in facts.trainings]
+        cells = [tell(entry) for entry in facts.entries("training")]
         if any(cells):
             yield (name, *(cell or "not recorded" for cell in cells))
 
@@ -46,8 +52,9 @@ def _count(value: object) -> str | None:
 
 
 def _rate(entry: Mapping[str, Any]) -> str | None:
-    rate = real(mapping(entry.get("recipe")).get("lr"))
-    return None if rate is None else f"{rate:g}"
+    """The rate of everything, and those of the parts that have their own."""
+    rates = {name: real(mapping(entry.get("recipe")).get(option)) for name, option in _RATES.items()}
+    return joined([f"{rate:g}{name}" for name, rate in rates.items() if rate is not None]) or None
 
 
 def _data(entry: Mapping[str, Any]) -> str | None:

@@ -6,8 +6,9 @@ from typing import Any
 from upcycle.checkpoint.adapter import EXPERTS
 from upcycle.families.compact import COMPACT
 from upcycle.families.readers import reader_limits
-from upcycle.ship.card.facts import Facts, mapping, origin, whole
+from upcycle.ship.card.facts import Facts
 from upcycle.ship.card.markdown import fenced, plain
+from upcycle.ship.card.values import mapping, origin, whole
 
 _VLLM_CHECKED = "With vLLM (not run; its loader's names, shapes and config were compared with those of such a model):"
 
@@ -53,7 +54,7 @@ def _adapter(facts: Facts, repo_id: str) -> Iterator[str]:
     revision = f', revision="{facts.revision}"' if facts.base and facts.revision else ""
     experts = facts.config.get("peft_type") == EXPERTS
     yield (
-        "With transformers, peft 0.21 and upcycle, which registers its experts with peft:"
+        "With transformers, peft 0.21 and upcycle (`pip install upcycle`), which registers its experts with peft:"
         if experts
         else "With transformers and peft; upcycle is not needed:"
     )
