@@ -147,7 +147,9 @@ class Verify:
     text: str | None = option(None, "Text to run both models on; a short one is built in.", metavar="FILE")
     tokens: int = option(256, "How many tokens of the text to use.")
     tensors_only: bool = option(False, "Compare the tensors and do not run the models.")
-    record: bool = option(False, "Keep what was found in MOE/verify.json, for its model card.")
+    record: bool = option(
+        False, "Keep what was found in MOE/verify.json, for its model card; reads all of it once more."
+    )
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a number of tokens that cannot be run."""

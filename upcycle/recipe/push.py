@@ -29,7 +29,7 @@ class Push:
         metavar="MODEL",
     )  # fmt: skip
     include: tuple[str, ...] = option(
-        (), "Also upload files that are not of a model, such as '*.log' (repeat for more).", group="Contents",
+        (), "Also upload other files, such as '*.log' or 'logs/**' (repeat for more).", group="Contents",
         metavar="PATTERN",
     )  # fmt: skip
     card: bool = option(True, "Write a model card, or bring its marked block up to date.", group="Contents")

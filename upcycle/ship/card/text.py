@@ -1,4 +1,4 @@
-"""The text of a card: what was done, in figures, what was shown of it and what not, and how to make it again."""
+"""The text of a card: what was done, in figures, what was shown of it and what not, and how it is made again."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
