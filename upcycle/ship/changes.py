@@ -117,10 +117,10 @@ class Sender:
         """Store the content of files without committing them; their hashes are known after it."""
         with _unchanged([item.look() for item in items]):
             additions = [self._addition(item) for item in items]
-            for item, addition in zip(items, additions, strict=True):
-                item.check_verified(addition.upload_info.sha256.hex())
-            self.target.upload(additions, revision, create_pr=create_pr)
+            self.target.upload(additions, revision, create_pr=create_pr)  # which hashes while it reads
         self.hashes |= {addition.path_in_repo: addition.upload_info.sha256.hex() for addition in additions}
+        for item in items:
+            item.check_verified(self.hashes[item.name])
         return additions
 
     def _addition(self, item: Item) -> "CommitOperationAdd":
