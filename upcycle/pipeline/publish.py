@@ -115,10 +115,10 @@ def _check_same(here: "Checkpoint", there: "Checkpoint", name: str) -> None:
 @contextmanager
 def _pictured(contents: "Contents") -> Iterator["Contents"]:
     """Add pictures of a training whose figures are there, where nobody has drawn any."""
-    from upcycle.ship.contents import METRICS_FILE, Item
+    from upcycle.ship.contents import METRICS_FILE, PICTURES, Item
 
     names = {item.name for item in contents.items}
-    if METRICS_FILE not in names or any(name.startswith("plots/") for name in names):
+    if METRICS_FILE not in names or any(name.startswith(f"{PICTURES}/") for name in names):
         yield contents
         return
     from upcycle.analyze.plot import plot
@@ -132,5 +132,5 @@ def _pictured(contents: "Contents") -> Iterator["Contents"]:
         except InputError as error:
             logging.getLogger("upcycle").warning("%s: not drawn: %s", contents.directory / METRICS_FILE, error.what)
             drawn = []
-        items = (Item(f"plots/{path.name}", path.read_bytes()) for path in drawn if path.name in DRAWN)
+        items = (Item(f"{PICTURES}/{path.name}", path.read_bytes()) for path in drawn if path.name in DRAWN)
         yield contents.with_items(*items)
