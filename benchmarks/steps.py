@@ -39,7 +39,7 @@ def with_upcycle(chosen: argparse.Namespace) -> Measured:
     """Train with `upcycle train`, its panel and all its losses on."""
     from upcycle.cli.panel import Panel
     from upcycle.pipeline.stages import train
-    from upcycle.recipe import Train
+    from upcycle.requests import Train
 
     measured = Measured()
     layers = json.loads((chosen.model / "config.json").read_bytes())["num_hidden_layers"]

@@ -10,10 +10,10 @@ from huggingface_hub import ModelCard
 
 from tests.merging import run_merge
 from tests.training import run_train
+from upcycle.card import BEGIN, END, Facts, card
 from upcycle.pipeline import stages
 from upcycle.pipeline.stages import BUILT_IN
-from upcycle.recipe import Attach, Convert, Verify
-from upcycle.ship.card import BEGIN, END, Facts, card
+from upcycle.requests import Attach, Convert, Verify
 
 REPO = "someone/tiny-4x"
 BASE, REVISION = "someone/tiny", "a" * 40

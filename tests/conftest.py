@@ -111,7 +111,7 @@ def request_fields(**fields: Any) -> dict[str, Any]:
 def run_convert(model: Path, out: Path, **fields: Any) -> Path:
     """Convert `model` as a small request, with some fields replaced; return `out`."""
     from upcycle.pipeline.stages import convert
-    from upcycle.recipe import Convert
+    from upcycle.requests import Convert
 
     convert(Convert(model=str(model), out=str(out), **request_fields(**fields)))
     return out

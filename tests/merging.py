@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from upcycle.adapt import merge, proof
 from upcycle.plan.report import Report
-from upcycle.recipe.merge import Merge
+from upcycle.requests.merge import Merge
 
 
 def run_merge(adapter: Path, base: Path, out: Path, *, proven: bool = False, **fields: Any) -> merge.Merged:

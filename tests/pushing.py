@@ -23,12 +23,12 @@ WRITES = f"{UPLOADS}|POST /v2/shards|/commit/|POST /api/repos|POST .*/branch/|PO
 
 IMPATIENT = """
 import huggingface_hub.utils._http as http
-import upcycle.ship.target
+import upcycle.hub.target
 for function in (http.http_backoff, http.http_stream_backoff):
     defaults = getattr(function, "__wrapped__", function).__kwdefaults__
     defaults["base_wait_time"] = 0.01
     defaults["max_wait_time"] = 0.02
-upcycle.ship.target.WAITS = (0, 0, 0, 0)
+upcycle.hub.target.WAITS = (0, 0, 0, 0)
 """
 """All that waits before it tries again does so as often, and hardly waits."""
 

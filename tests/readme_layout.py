@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 ROOMS = (
-    "cli", "pipeline", "convert", "adapt", "train", "analyze", "ship", "ship/card", "adapters", "moe", "text", "plan",
-    "families", "checkpoint", "recipe", ".",
+    "cli", "pipeline", "convert", "adapt", "train", "analyze", "use", "hub", "card", "build", "foreign", "adapters",
+    "moe", "text", "plan", "families", "checkpoint", "requests", ".",
 )  # fmt: skip
 """The packages of `upcycle`, top to bottom: imports point down only."""
 

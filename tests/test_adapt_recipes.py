@@ -10,7 +10,7 @@ import pytest
 from upcycle.pipeline import stages
 from upcycle.pipeline.run import run
 from upcycle.pipeline.steps import find_recipe, read_recipe
-from upcycle.recipe import Merge, Train
+from upcycle.requests import Merge, Train
 
 STEPS = ("max_steps=4", "seq_len=64", "batch_size=2", "lr=0.02")
 

@@ -21,7 +21,7 @@ from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import InputError, RecipeError, UnsupportedError
 from upcycle.pipeline import stages
-from upcycle.recipe import Attach, Generate, Merge, Train
+from upcycle.requests import Attach, Generate, Merge, Train
 
 SMALL: dict[str, Any] = {"experts": (4,), "rank": 8}
 

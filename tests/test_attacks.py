@@ -17,7 +17,7 @@ from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.staging import Staging
 from upcycle.errors import CheckpointError, InputError, RecipeError, StagingError, UnsupportedError
 from upcycle.pipeline.stages import convert, plan, verify
-from upcycle.recipe import Convert, Generate, Plan, Verify
+from upcycle.requests import Convert, Generate, Plan, Verify
 
 Copied = Callable[[Path], Path]
 

@@ -22,10 +22,10 @@ from tests.cards import (
     told,
 )
 from tests.conftest import edit_json
+from upcycle.card import facts_of
+from upcycle.card.parameters import of_model
 from upcycle.pipeline import stages
 from upcycle.pipeline.steps import read_recipe
-from upcycle.ship.card import facts_of
-from upcycle.ship.card.parameters import of_model
 
 GOLDEN = Path(__file__).parent / "card.md"
 

@@ -10,8 +10,8 @@ import yaml
 
 from tests.cards import BASE, BASE_CARD, Makes, block_of, data_of, made_once, told
 from tests.conftest import edit_json
+from upcycle.card import BEGIN, END, card, facts_of, missing, outside
 from upcycle.errors import InputError
-from upcycle.ship.card import BEGIN, END, card, facts_of, missing, outside
 
 
 @pytest.fixture(scope="session")

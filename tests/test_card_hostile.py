@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.cards import BASE, BASE_CARD, EVERY, REVISION, Makes, block_of, data_of, fences, made_once, told
+from upcycle.card import BEGIN, END, facts_of
+from upcycle.card.markdown import plain
 from upcycle.pipeline.steps import read_recipe
-from upcycle.ship.card import BEGIN, END, facts_of
-from upcycle.ship.card.markdown import plain
 
 
 @pytest.fixture(scope="session")

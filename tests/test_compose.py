@@ -19,7 +19,7 @@ from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import InputError, UpcycleError
 from upcycle.families.match import Match, match
 from upcycle.moe.adapters import Ffn, LoraExperts
-from upcycle.recipe.attach import AttentionDeltas
+from upcycle.requests.attach import AttentionDeltas
 
 IDS = torch.arange(40).view(2, 20) * 7 % 96
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import edit_json, run_convert
 from upcycle.errors import CheckpointError, InputError
-from upcycle.ship.contents import Contents, read_contents
-from upcycle.ship.fit import check_fit
-from upcycle.ship.stale import beside, is_of_a_model
+from upcycle.hub.contents import Contents, read_contents
+from upcycle.hub.fit import check_fit
+from upcycle.hub.stale import beside, is_of_a_model
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 
 from tests.conftest import edit_json, run_convert
 from upcycle.errors import CheckpointError, InputError
-from upcycle.ship.contents import Contents, Item, read_contents
-from upcycle.ship.fit import check_fit
-from upcycle.ship.secrets import refuse_secret_text, refuse_secrets
+from upcycle.hub.contents import Contents, Item, read_contents
+from upcycle.hub.fit import check_fit
+from upcycle.hub.secrets import refuse_secret_text, refuse_secrets
 
 TOKEN = "hf_aTokenThatIsNone"
 

@@ -21,7 +21,7 @@ from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import InputError, RecipeError, StagingError, UpcycleError
 from upcycle.pipeline.stages import plan
-from upcycle.recipe import Convert, Plan
+from upcycle.requests import Convert, Plan
 
 WEIGHTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 

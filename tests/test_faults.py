@@ -462,7 +462,7 @@ def fails_with(scene: Scene, code: int) -> None:
 def with_other_disks(model: Path, place: Path, new: Path) -> None:
     """What the test below does in its own process."""
     from upcycle.pipeline.stages import convert
-    from upcycle.recipe import Convert
+    from upcycle.requests import Convert
 
     scene = Scene(model, place / "moe", contents(new))
     scene.left = [None]

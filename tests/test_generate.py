@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import run_convert
 from upcycle.errors import InputError
 from upcycle.pipeline.stages import BUILT_IN, generate
-from upcycle.recipe import Generate
+from upcycle.requests import Generate
 
 PROMPT = "Thus saith the LORD"
 

@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 PLANTED = {
-    "upward import": ("upcycle/plan/plan.py", "from upcycle.convert import build", "lint-imports"),
-    "wing to wing": ("upcycle/ship/hub.py", "from upcycle.convert import build", "lint-imports"),
+    "upward import": ("upcycle/plan/plan.py", "from upcycle.convert import verify", "lint-imports"),
+    "wing to wing": ("upcycle/hub/client.py", "from upcycle.convert import verify", "lint-imports"),
     "torch in checkpoint": ("upcycle/checkpoint/header.py", "import torch", "ruff"),
     "torch reached from families": ("upcycle/families/match.py", "import torch", "lint-imports"),
-    "network outside ship.hub": ("upcycle/convert/build.py", "import huggingface_hub", "lint-imports"),
+    "network outside hub": ("upcycle/build/builder.py", "import huggingface_hub", "lint-imports"),
     "click outside cli": ("upcycle/pipeline/stages.py", "import click", "lint-imports"),
 }
 

@@ -15,7 +15,7 @@ from tests.hub.client import Client
 from tests.hub.server import Hub
 from tests.models import MISTRAL_7B, _shapes, save_dense, save_header
 from upcycle.checkpoint.header import build_header, tensor_bytes
-from upcycle.ship.hub import is_hub_id
+from upcycle.hub.client import is_hub_id
 
 LLAMA_70B: dict[str, Any] = {
     **MISTRAL_7B, "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_hidden_layers": 80,

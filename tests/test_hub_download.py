@@ -17,7 +17,7 @@ from tests.hub.server import Hub, serving
 
 SIZE = 12_000_000
 STORED = "GET /storage/.*/model.safetensors"
-DOWNLOAD = "from upcycle.ship.hub import download; print(download('org/model'))"
+DOWNLOAD = "from upcycle.hub.client import download; print(download('org/model'))"
 
 INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 """Under a shell's `&` Ctrl-C is ignored, and children inherit that."""
@@ -176,7 +176,7 @@ def test_chunks_go_on_where_they_stopped(hub: Hub, client: Client, chunked: Repo
     left.parent.mkdir(parents=True)
     left.write_bytes(weights[:7_654_321])
     told = client.python(
-        "from upcycle.ship import transfer\n"
+        "from upcycle.hub import transfer\n"
         "stream = transfer._xet_stream\n"
         "def loud(xet, start, size):\n"
         "    count = 0\n"

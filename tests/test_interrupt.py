@@ -379,7 +379,7 @@ def test_workers_may_change_between_kill_and_resume(
 
 def test_a_source_that_becomes_shorter_meanwhile(own: Path, out: Path) -> None:
     from upcycle.convert.convert import convert
-    from upcycle.recipe import Convert
+    from upcycle.requests import Convert
 
     def someone_truncates(_total: int) -> Callable[[int], None]:
         os.truncate(own / "model.safetensors", 9000)

@@ -14,7 +14,7 @@ from upcycle.pipeline.stages import plan
 from upcycle.plan.layout import SMALL, lay_out
 from upcycle.plan.plan import Shard, Write
 from upcycle.plan.sources import Copy, Zeros
-from upcycle.recipe import Plan
+from upcycle.requests import Plan
 
 GB = 10**9
 

@@ -24,7 +24,7 @@ from upcycle.errors import CheckpointError, InputError
 from upcycle.pipeline import stages
 from upcycle.pipeline.stages import BUILT_IN
 from upcycle.plan.report import Report
-from upcycle.recipe import Attach, Verify
+from upcycle.requests import Attach, Verify
 from upcycle.train.manifest import read_manifest
 
 SHORT: dict[str, Any] = {"max_steps": 2, "eval_split": 0.2, "eval_sequences": 2}

@@ -19,7 +19,7 @@ from upcycle.adapt.merge import _drafted, merge, rehearse
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import CheckpointError, InputError, RecipeError, UnsupportedError, UpcycleError
 from upcycle.plan.report import Report
-from upcycle.recipe.merge import Merge
+from upcycle.requests.merge import Merge
 
 KINDS = ("lora", "ia3", "bottleneck")
 

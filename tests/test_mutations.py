@@ -23,7 +23,7 @@ from upcycle.checkpoint.header import MAX_METADATA, Header, build_header, read_h
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.convert.convert import draft
 from upcycle.errors import CheckpointError, InputError
-from upcycle.recipe import Plan
+from upcycle.requests import Plan
 
 MANY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NUMPY = {"BOOL", "U8", "I8", "I16", "U16", "F16", "I32", "U32", "F32", "I64", "U64", "F64", "C64"}

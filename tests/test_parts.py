@@ -19,7 +19,7 @@ from upcycle.checkpoint.place import staging_path
 from upcycle.errors import InputError, RecipeError, StagingError
 from upcycle.pipeline.stages import convert, plan
 from upcycle.plan.execute import share
-from upcycle.recipe import Convert, Plan
+from upcycle.requests import Convert, Plan
 
 SHARDS: dict[str, Any] = {"experts": 2, "max_shard_size": "13KB"}
 """Five shards of the plain llama."""

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tests.conftest import contents, run_convert
 from upcycle.errors import CheckpointError, InputError
 from upcycle.pipeline.stages import locate, plan, verify
-from upcycle.recipe import Plan, Verify
+from upcycle.requests import Plan, Verify
 
 SINGLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -190,7 +190,7 @@ def test_models_of_one_name_are_kept_apart(tiny: Path, pickled: Path, tensors: T
     assert torch.equal(load_file(one / "model.safetensors")[HEAD], -load_file(two / "model.safetensors")[HEAD])
 
 
-@pytest.mark.parametrize("moment", ["upcycle.convert.cache._finish", "safetensors.torch.save_file"])
+@pytest.mark.parametrize("moment", ["upcycle.foreign.cache._finish", "safetensors.torch.save_file"])
 def test_what_a_kill_leaves_does_not_count_as_done(pickled: Path, cache: Path, moment: str) -> None:
     module, name = moment.rsplit(".", 1)
     kill = f"import os, {module} as m; m.{name} = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d})"

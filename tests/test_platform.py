@@ -375,7 +375,7 @@ def test_names_of_out(tiny: Path, tmp_path: Path, new: dict[str, bytes], name: s
 
 def _interrupted(model: Path, out: Path) -> None:
     from upcycle.convert.convert import convert
-    from upcycle.recipe import Convert
+    from upcycle.requests import Convert
 
     def stop(_total: int) -> Any:
         raise KeyboardInterrupt

@@ -17,7 +17,7 @@ from upcycle.analyze.buckets import Buckets
 from upcycle.analyze.metrics import CURVE_POINTS, LOAD_POINTS, find_metrics, read_run
 from upcycle.analyze.plot import plot
 from upcycle.errors import InputError, RecipeError
-from upcycle.recipe.plot import Plot
+from upcycle.requests.plot import Plot
 
 OF_ALL = ["losses", "router-losses", "optimizer", "speed", "layers", "load", "load-over-steps"]
 OF_DENSE = ["losses", "optimizer", "speed"]
@@ -184,7 +184,7 @@ def test_the_same_metrics_give_the_same_bytes(runs: Path, drawn: dict[str, list[
     settings = tmp_path / "matplotlibrc"
     settings.write_text("lines.linewidth: 9\nfont.size: 30\n")
     program = (
-        "import sys; from upcycle.analyze.plot import plot; from upcycle.recipe.plot import Plot; "
+        "import sys; from upcycle.analyze.plot import plot; from upcycle.requests.plot import Plot; "
         "plot(Plot(metrics=sys.argv[1], out=sys.argv[2], format='svg')); "
         "print({'torch', 'transformers', 'matplotlib.pyplot'} & sys.modules.keys())"
     )

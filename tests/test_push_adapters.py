@@ -16,7 +16,7 @@ from tests.merging import run_merge
 from tests.pushing import Author, content, held
 from tests.training import run_train
 from upcycle.pipeline.stages import attach
-from upcycle.recipe import Attach
+from upcycle.requests import Attach
 
 NAME, BASE = "someone/adapter", "org/dense"
 

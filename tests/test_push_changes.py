@@ -10,7 +10,7 @@ from tests.conftest import edit_json, run_convert
 from tests.hub.repos import Repo
 from tests.hub.server import Hub
 from tests.pushing import WRITES, Author, content, held
-from upcycle.ship.card import BEGIN, END
+from upcycle.card import BEGIN, END
 
 NAME = "someone/moe"
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tests.models import MISTRAL_7B, save_header
 from upcycle.cli.main import group
 from upcycle.pipeline.stages import plan
-from upcycle.recipe import Plan
+from upcycle.requests import Plan
 
 SILU = "llama.cpp, mlx-lm and vLLM compute SiLU whatever hidden_act says"
 WINDOW = "llama.cpp and mlx-lm ignore sliding_window: right up to that many tokens"

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcycle import recipe
+from upcycle import requests
 from upcycle.cli.main import group
 from upcycle.errors import RecipeError, UpcycleError
 from upcycle.pipeline import stages
@@ -60,9 +60,9 @@ def test_a_recipe_becomes_requests(tmp_path):
         "some",
         "one line",
         (
-            recipe.Convert(model="dense", out="moe", experts=4),
-            recipe.Verify(dense="dense", moe="moe"),
-            recipe.Generate(model="moe", prompt="Gravity is", max_new_tokens=32),
+            requests.Convert(model="dense", out="moe", experts=4),
+            requests.Verify(dense="dense", moe="moe"),
+            requests.Generate(model="moe", prompt="Gravity is", max_new_tokens=32),
         ),
     )
 
@@ -318,10 +318,10 @@ def test_overrides(tmp_path):
         "convert.ignore_config=[a, b]", "convert.0.experts=16", "verify.tensors_only=true",
     )  # fmt: skip
     convert, verify = one.steps
-    assert convert == recipe.Convert(
+    assert convert == requests.Convert(
         model="org/name@v1.0=x", out="moe", experts=16, noise=0.01, ignore_config=("a", "b")
     )
-    assert verify == recipe.Verify(dense="org/name@v1.0=x", moe="moe", tensors_only=True)
+    assert verify == requests.Verify(dense="org/name@v1.0=x", moe="moe", tensors_only=True)
 
 
 def test_overrides_by_index(tmp_path):
@@ -369,11 +369,11 @@ def test_every_command_has_an_action_and_every_field_a_known_type():
 @pytest.mark.parametrize(
     "request_",
     [
-        recipe.Plan(model="a b", ignore_config=("x", "y")),
-        recipe.Convert(model="a", out="-b", experts=4, noise=1e-6, router="zeros", dtype="f16", overwrite=True),
-        recipe.Verify(dense="a", moe="b", text="it's", tokens=9, tensors_only=True),
-        recipe.Generate(model="a", prompt="- Gravity is", seed=-1, chat=True, temperature=0.5),
-        recipe.Generate(model="a", prompt="", chat=False),
+        requests.Plan(model="a b", ignore_config=("x", "y")),
+        requests.Convert(model="a", out="-b", experts=4, noise=1e-6, router="zeros", dtype="f16", overwrite=True),
+        requests.Verify(dense="a", moe="b", text="it's", tokens=9, tensors_only=True),
+        requests.Generate(model="a", prompt="- Gravity is", seed=-1, chat=True, temperature=0.5),
+        requests.Generate(model="a", prompt="", chat=False),
     ],
 )
 def test_command_lines_say_the_request(request_):
@@ -534,10 +534,10 @@ def test_a_failed_verify_stops_the_chain(monkeypatch):
 
     report = Report()
     monkeypatch.setattr(stages, "verify", lambda *_: report)
-    generate = recipe.Generate(model="moe", prompt="p")
+    generate = requests.Generate(model="moe", prompt="p")
     observer = Silent()
     with pytest.raises(UpcycleError) as caught:
-        run(Recipe("some", "one line", (recipe.Verify(dense="dense", moe="moe"), generate, generate)), observer)
+        run(Recipe("some", "one line", (requests.Verify(dense="dense", moe="moe"), generate, generate)), observer)
     assert str(caught.value) == "some: step 1 of 3, verify, did not pass; 2 steps after it did not run"
     assert observer.told == [(1, 3, "verify"), "comparing", report]
 
@@ -561,5 +561,5 @@ def test_generated_text_is_shown_as_it_comes(monkeypatch):
     pieces = ["It ", "falls."]
     monkeypatch.setattr(stages, "generate", lambda _, show: [show(piece) for piece in pieces] and "".join(pieces))
     observer = Silent()
-    run(Recipe("some", "one line", (recipe.Generate(model="moe", prompt="p"),)), observer)
+    run(Recipe("some", "one line", (requests.Generate(model="moe", prompt="p"),)), observer)
     assert observer.told == [(1, 1, "generate"), "It ", "falls.", "It falls."]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import models, xfs
 from upcycle.pipeline.stages import convert
-from upcycle.recipe import Convert
+from upcycle.requests import Convert
 
 IMAGE_BYTES = 400 * 2**20
 EXPERTS = 4

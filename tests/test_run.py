@@ -15,10 +15,10 @@ from tests.chains import CONVERT, HEAD, TRAIN, append, done, finished, invoke, l
 from tests.conftest import contents, run_convert
 from upcycle.checkpoint.place import VERIFICATION_FILE
 from upcycle.errors import InputError
+from upcycle.hub.cached import cached_commit
 from upcycle.pipeline.done import DIRECTORY, remembered
 from upcycle.pipeline.touched import read_by
-from upcycle.recipe import Generate, Train
-from upcycle.ship.cached import cached_commit
+from upcycle.requests import Generate, Train
 
 assert place  # a fixture
 assert whole  # a fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upcycle.recipe.train import Schedule
+from upcycle.requests.train import Schedule
 from upcycle.train.schedule import learning_rate_factor
 
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)

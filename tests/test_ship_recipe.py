@@ -22,7 +22,7 @@ steps:
 # A Hub that is down for good is waited for in all for a minute; here for a second.
 QUICK = """
 import huggingface_hub.utils._http as http
-from upcycle.ship import target
+from upcycle.hub import target
 target.WAITS = (0.1, 0.1)
 http.http_backoff.__kwdefaults__ |= {"base_wait_time": 0.05, "max_wait_time": 0.05}
 from upcycle.cli.main import main; main()

@@ -22,11 +22,11 @@ from upcycle.errors import InputError
 from upcycle.moe.adapters import AdapterRouter
 from upcycle.moe.routing import Recorder, find_routers
 from upcycle.pipeline.stages import BUILT_IN
-from upcycle.recipe import Generate, Train
-from upcycle.ship.generate import generate
+from upcycle.requests import Generate, Train
 from upcycle.train.loop import train
 from upcycle.train.model import check_four_bits
 from upcycle.train.optimizer import Optimizer
+from upcycle.use.generate import generate
 
 BASE = BUILT_IN["demo:tiny"]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

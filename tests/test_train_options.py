@@ -13,7 +13,7 @@ from tests.conftest import run_convert
 from tests.training import lines, losses, run_train
 from upcycle.errors import InputError
 from upcycle.pipeline import stages
-from upcycle.recipe import Train
+from upcycle.requests import Train
 
 
 def test_groups_have_learning_rates_of_their_own(moe: Path, text: Path, tmp_path: Path) -> None:

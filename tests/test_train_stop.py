@@ -42,7 +42,7 @@ from tests.training import (
 )
 from upcycle.errors import InputError, StagingError, UpcycleError
 from upcycle.pipeline import stages
-from upcycle.recipe import Plot
+from upcycle.requests import Plot
 from upcycle.train.manifest import find_fault
 
 FORKS.set_forkserver_preload(

@@ -25,7 +25,7 @@ from upcycle.families.match import find_family
 from upcycle.moe.probe import LEARNING_RATE, probe_layer
 from upcycle.pipeline.stages import convert, verify
 from upcycle.plan.report import Report
-from upcycle.recipe import Convert, Verify
+from upcycle.requests import Convert, Verify
 from upcycle.text.read import random_ids
 
 Converted = Callable[..., Path]

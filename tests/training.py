@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from upcycle.pipeline import stages
-from upcycle.recipe import Train
+from upcycle.requests import Train
 from upcycle.train.loop import Observer
 
 SMALL: dict[str, Any] = {

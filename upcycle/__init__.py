@@ -5,8 +5,8 @@
     run(Convert(model="SmolLM2-135M", out="moe", experts=8, top_k=2))
     assert run(Verify(dense="SmolLM2-135M", moe="moe")).passed
 
-A command is a request, a dataclass of `upcycle.recipe` with the options of the command line, and `run` carries it out.
-It raises InputError where the command line would exit with 2, UpcycleError where with 1.
+A command is a request, a dataclass of `upcycle.requests` with the options of the command line; `run` carries it out and
+raises InputError where the command line would exit with 2, UpcycleError where with 1.
 What that needs is imported when it is first used.
 """
 
@@ -18,22 +18,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from upcycle.errors import InputError, UpcycleError
     from upcycle.pipeline.stages import run
-    from upcycle.recipe import Attach, Convert, Generate, Merge, Plan, Plot, Push, Train, Verify
+    from upcycle.requests import Attach, Convert, Generate, Merge, Plan, Plot, Push, Train, Verify
 
 # No function is named like a subpackage (convert, plan): importing the subpackage would replace it.
 _API = {
     "run": "upcycle.pipeline.stages",
-    "Attach": "upcycle.recipe",
-    "Convert": "upcycle.recipe",
-    "Generate": "upcycle.recipe",
+    "Attach": "upcycle.requests",
+    "Convert": "upcycle.requests",
+    "Generate": "upcycle.requests",
     "InputError": "upcycle.errors",
     "UpcycleError": "upcycle.errors",
-    "Merge": "upcycle.recipe",
-    "Plan": "upcycle.recipe",
-    "Plot": "upcycle.recipe",
-    "Push": "upcycle.recipe",
-    "Train": "upcycle.recipe",
-    "Verify": "upcycle.recipe",
+    "Merge": "upcycle.requests",
+    "Plan": "upcycle.requests",
+    "Plot": "upcycle.requests",
+    "Push": "upcycle.requests",
+    "Train": "upcycle.requests",
+    "Verify": "upcycle.requests",
 }
 
 __all__ = [

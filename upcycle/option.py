@@ -1,6 +1,6 @@
 """How a request's fields describe themselves: one description for the command line, recipes and their schema.
 
-A request is a frozen dataclass of `upcycle.recipe`; its fields are made by `option` and `argument`, and read back by
+A request is a frozen dataclass of `upcycle.requests`; its fields are made by `option` and `argument`, and read back by
 `options_of` as `Option`s.
 """
 

@@ -12,7 +12,7 @@ CLEARED = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_XET", "HF_T
 
 FETCH = """
 from upcycle.cli import main
-from upcycle.ship.hub import download
+from upcycle.hub.client import download
 main.group.main = lambda **_: print(download({0!r}))
 main.main()
 """
@@ -64,7 +64,7 @@ class Client:
     def download(self, model: str, *, pickle: bool = False) -> Path:
         """Return the directory with what upcycle takes of a model."""
         return Path(
-            self.python(f"from upcycle.ship.hub import download; print(download({model!r}, pickle={pickle}))")[:-1]
+            self.python(f"from upcycle.hub.client import download; print(download({model!r}, pickle={pickle}))")[:-1]
         )
 
     def cached(self, pattern: str) -> list[Path]:

@@ -21,7 +21,7 @@ from tests.interop.compare import Array
 from tests.models import VARIANTS, save_dense
 from upcycle.adapt.merge import merge
 from upcycle.pipeline.stages import locate
-from upcycle.recipe.merge import Merge
+from upcycle.requests.merge import Merge
 from upcycle.text.read import read_text
 
 GGUF = Path("build/assets/SmolLM2-135M-Instruct.gguf")

@@ -39,8 +39,8 @@ from upcycle.families.match import Match, match
 from upcycle.moe.adapters import LowRank
 from upcycle.plan.make import output_path
 from upcycle.plan.receipt import FORMAT, Origin, as_text
-from upcycle.recipe import recorded
-from upcycle.recipe.attach import Attach
+from upcycle.requests import recorded
+from upcycle.requests.attach import Attach
 
 PREFIX = "base_model.model."
 """Of peft: what the names in an adapter's file have before those of the model."""

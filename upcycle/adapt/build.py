@@ -24,7 +24,7 @@ from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
 from upcycle.plan.sources import Columns, Copy, LowRank, Part, RowScaled, Scaled, Source, Stacked, Zeros, reads
-from upcycle.recipe.merge import Merge
+from upcycle.requests.merge import Merge
 
 GROUPED_BYTES = 16
 """What the bytes of an expert's row must be a multiple of: torch's grouped_mm, by which stock transformers runs

@@ -24,7 +24,7 @@ from upcycle.adapt.lora_files import Delta, Lora
 from upcycle.adapt.placed import Dense, Placed, leaf, leaves_of, place_updates
 from upcycle.errors import InputError, RecipeError
 from upcycle.families.match import Match
-from upcycle.recipe.attach import AttentionDeltas
+from upcycle.requests.attach import AttentionDeltas
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from upcycle.plan.make import Making, make, output_path, worker_count
 from upcycle.plan.plan import Plan
 from upcycle.plan.receipt import Origin, as_text, receipt_bytes
 from upcycle.plan.report import Report
-from upcycle.recipe import recorded
-from upcycle.recipe.merge import Merge
+from upcycle.requests import recorded
+from upcycle.requests.merge import Merge
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from upcycle.plan.dtypes import DTYPE_WORDS
 from upcycle.plan.make import worker_count
 from upcycle.plan.receipt import read_receipt
 from upcycle.plan.report import Line, Report
-from upcycle.recipe.merge import Merge
+from upcycle.requests.merge import Merge
 from upcycle.text.read import random_ids, read_text, token_ids
 
 TOLERANCE = 1e-5

@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftConfig
 
 from upcycle.checkpoint.adapter import EXPERTS
-from upcycle.recipe.attach import DEFAULT_SCALING
+from upcycle.requests.attach import DEFAULT_SCALING
 
 PEFT_TYPE = EXPERTS
 

@@ -10,7 +10,7 @@ from upcycle.analyze.metrics import find_metrics, read_run
 from upcycle.analyze.run import Run
 from upcycle.analyze.style import save, styled
 from upcycle.errors import InputError
-from upcycle.recipe.plot import Plot
+from upcycle.requests.plot import Plot
 
 PLOTS = "plots"
 """Directory beside the metrics, where none is given."""

@@ -9,6 +9,8 @@ from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import CheckpointError, InputError, StagingError
 
 RECEIPT_FILE = "upcycle.json"
+CARD_FILE = "README.md"
+METRICS_FILE = "metrics.jsonl"
 VERIFICATION_FILE = "verify.json"
 VERIFICATION = "verification"
 """What the file of a verification says under `made`."""

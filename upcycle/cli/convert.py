@@ -2,17 +2,17 @@
 
 import click
 
-from upcycle import recipe
+from upcycle import requests
 from upcycle.cli.options import command, json_option
 from upcycle.cli.progress import progress_bar
 from upcycle.cli.tables import print_account, print_json, print_written, warn
 from upcycle.pipeline import stages
 
 
-@command(recipe.Plan, example="upcycle plan mistralai/Mistral-7B-v0.1 --experts 8 --top-k 2")
+@command(requests.Plan, example="upcycle plan mistralai/Mistral-7B-v0.1 --experts 8 --top-k 2")
 @json_option
-def plan(request: recipe.Plan, as_json: bool) -> None:
-    """See recipe.Plan."""
+def plan(request: requests.Plan, as_json: bool) -> None:
+    """See requests.Plan."""
     drafted = stages.plan(request)
     if as_json:
         print_json(drafted.account.as_json())
@@ -21,10 +21,10 @@ def plan(request: recipe.Plan, as_json: bool) -> None:
         warn(drafted.warning)
 
 
-@command(recipe.Convert, example="upcycle convert mistralai/Mistral-7B-v0.1 mixtral --experts 8 --top-k 2")
+@command(requests.Convert, example="upcycle convert mistralai/Mistral-7B-v0.1 mixtral --experts 8 --top-k 2")
 @json_option
-def convert(request: recipe.Convert, as_json: bool) -> None:
-    """See recipe.Convert."""
+def convert(request: requests.Convert, as_json: bool) -> None:
+    """See requests.Convert."""
     if request.stream_to is None:
         with progress_bar("writing") as start:
             drafted = stages.convert(request, start)

@@ -1,4 +1,4 @@
-"""Commands made from the dataclasses of `upcycle.recipe`: one field, one option, one line of help."""
+"""Commands made from the dataclasses of `upcycle.requests`: one field, one option, one line of help."""
 
 from collections.abc import Callable
 from dataclasses import MISSING

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from upcycle import recipe as requests
+from upcycle import requests
 from upcycle.cli.options import GroupedCommand, HelpfulArgument
 from upcycle.cli.progress import Start, progress_bar
 from upcycle.cli.tables import (

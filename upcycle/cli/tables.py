@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from upcycle.plan.account import Account
-from upcycle.recipe import Convert, Merge
+from upcycle.requests import Convert, Merge
 
 if TYPE_CHECKING:
     from upcycle.adapt.attach import Attached
     from upcycle.adapt.merge import Merged
     from upcycle.convert.convert import Draft
+    from upcycle.hub.push import Pushed
     from upcycle.plan.report import Report
-    from upcycle.ship.push import Pushed
     from upcycle.train.loop import Trained
 
 

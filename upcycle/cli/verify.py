@@ -2,17 +2,17 @@
 
 import click
 
-from upcycle import recipe
+from upcycle import requests
 from upcycle.cli.options import command, json_option
 from upcycle.cli.progress import progress_bar
 from upcycle.cli.tables import print_json, print_report
 from upcycle.pipeline import stages
 
 
-@command(recipe.Verify, example="upcycle verify mistralai/Mistral-7B-v0.1 mixtral")
+@command(requests.Verify, example="upcycle verify mistralai/Mistral-7B-v0.1 mixtral")
 @json_option
-def verify(request: recipe.Verify, as_json: bool) -> None:
-    """See recipe.Verify."""
+def verify(request: requests.Verify, as_json: bool) -> None:
+    """See requests.Verify."""
     with progress_bar("comparing") as start:
         report = stages.verify(request, start)
     if as_json:

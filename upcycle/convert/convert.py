@@ -4,18 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from upcycle.build.builder import build_plan
+from upcycle.build.routers import router_warning
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
-from upcycle.convert.build import build_plan
 from upcycle.convert.receipt import recorded_recipe
-from upcycle.convert.routers import router_warning
 from upcycle.plan.account import Account, account
 from upcycle.plan.execute import Advance
 from upcycle.plan.make import Making, make, output_path, worker_count
 from upcycle.plan.plan import Plan
 from upcycle.plan.receipt import Origin, receipt_bytes
-from upcycle.recipe import Conversion, Convert
+from upcycle.requests import Conversion, Convert
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 from upcycle.errors import CheckpointError, InputError, RecipeError
 from upcycle.option import Option, options_of
 from upcycle.plan.receipt import Origin, as_text
-from upcycle.recipe import Conversion, recorded
+from upcycle.requests import Conversion, recorded
 
 
 def recorded_recipe(request: Conversion, origin: Origin) -> dict[str, Any]:

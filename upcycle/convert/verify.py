@@ -9,6 +9,7 @@ from math import exp, floor, inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from upcycle.build.builder import build_plan
 from upcycle.checkpoint.reader import (
     CHAT_TEMPLATE_FILES,
     CONFIG_FILE,
@@ -18,7 +19,6 @@ from upcycle.checkpoint.reader import (
     Checkpoint,
     open_checkpoint,
 )
-from upcycle.convert.build import build_plan
 from upcycle.convert.receipt import request_of
 from upcycle.convert.record import Record
 from upcycle.families.family import Family
@@ -27,7 +27,7 @@ from upcycle.plan.compare import compare_tensors, report_tensors, some
 from upcycle.plan.plan import Plan
 from upcycle.plan.receipt import read_receipt
 from upcycle.plan.report import Line, Report, Verdict
-from upcycle.recipe import Verify
+from upcycle.requests import Verify
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import upcycle
-from upcycle import recipe
+from upcycle import requests
 from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import write_durably
@@ -31,7 +31,7 @@ MAX_STEPS = 256
 
 _FORMAT = 1
 _MANNER = ("overwrite", "resume")  # how the work is done, not what comes of it
-_KEPT = (recipe.Convert, recipe.Attach, recipe.Train, recipe.Merge, recipe.Verify, recipe.Plot)
+_KEPT = (requests.Convert, requests.Attach, requests.Train, requests.Merge, requests.Verify, requests.Plot)
 """Requests that need not be repeated. Plan and generate are: what they print is what is wanted of them. So is what
 goes to the Hub, which is asked itself what is new."""
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -73,7 +73,7 @@ class Done:
             return request
         begun, read = self._step(request, ended=False), read_by(request)
         began = beginnings(request) if hasattr(request, "resume") else None
-        if isinstance(request, recipe.Verify):  # which may fail this time
+        if isinstance(request, requests.Verify):  # which may fail this time
             self._forget(request, ended=True)
         if begun and self._left(begun, began, read) and is_of(request) and not self._again:
             request, began = replace(request, resume=True), begun["began"]

@@ -1,23 +1,23 @@
-"""What a recipe may say: its commands and their options, read off the dataclasses of `upcycle.recipe`."""
+"""What a recipe may say: its commands and their options, read off the dataclasses of `upcycle.requests`."""
 
 from dataclasses import MISSING
 from typing import Any
 
-from upcycle import recipe
+from upcycle import requests
 from upcycle.errors import RecipeError
 from upcycle.option import Option, options_of
 from upcycle.pipeline.document import Value, wrong_type
 
 REQUESTS: dict[str, type[Any]] = {
-    "plan": recipe.Plan,
-    "convert": recipe.Convert,
-    "verify": recipe.Verify,
-    "attach": recipe.Attach,
-    "train": recipe.Train,
-    "merge": recipe.Merge,
-    "plot": recipe.Plot,
-    "generate": recipe.Generate,
-    "push": recipe.Push,
+    "plan": requests.Plan,
+    "convert": requests.Convert,
+    "verify": requests.Verify,
+    "attach": requests.Attach,
+    "train": requests.Train,
+    "merge": requests.Merge,
+    "plot": requests.Plot,
+    "generate": requests.Generate,
+    "push": requests.Push,
 }
 """Command -> its request. A new command is one line here and one in `upcycle.pipeline.run`."""
 

@@ -9,23 +9,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from upcycle import recipe
+from upcycle import requests
 from upcycle.errors import InputError
 
 if TYPE_CHECKING:
     from upcycle.checkpoint.reader import Checkpoint
-    from upcycle.ship.contents import Contents
-    from upcycle.ship.push import Pushed, WriteCard
+    from upcycle.hub.contents import Contents
+    from upcycle.hub.push import Pushed, WriteCard
 
 DRAWN = ("losses.png", "load-over-steps.png")
 """Pictures of a training that a card shows where `upcycle plot` has drawn none."""
 
 
-def push(request: recipe.Push) -> "Pushed":
-    """Check a directory and publish it; see `upcycle.ship.push.push` for what it raises."""
-    from upcycle.ship.contents import read_contents
-    from upcycle.ship.push import open_target
-    from upcycle.ship.push import push as carry_out
+def push(request: requests.Push) -> "Pushed":
+    """Check a directory and publish it; see `upcycle.hub.push.push` for what it raises."""
+    from upcycle.hub.contents import read_contents
+    from upcycle.hub.push import open_target
+    from upcycle.hub.push import push as carry_out
 
     contents = read_contents(Path(request.model).expanduser(), request.include)
     opened = open_target(request.repo, private=request.private)  # before transformers is met, which takes seconds
@@ -36,9 +36,9 @@ def push(request: recipe.Push) -> "Pushed":
 
 def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
     """Return what writes the card of `contents`; `base` is the Hub id of its dense model, where the record has none."""
-    from upcycle.ship.card import card, facts_of
-    from upcycle.ship.contents import PICTURES
-    from upcycle.ship.hub import read_card
+    from upcycle.card import card, facts_of
+    from upcycle.hub.client import read_card
+    from upcycle.hub.contents import PICTURES
 
     pictures = [item.name for item in contents.items if item.name.startswith(f"{PICTURES}/")]
     facts = facts_of(contents.directory, base=base, pictures=pictures)
@@ -47,8 +47,8 @@ def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
     return lambda repo, before: card(facts, repo, before).encode()
 
 
-def _fitting_model(contents: "Contents", request: recipe.Push) -> "Contents":
-    from upcycle.ship.fit import check_fit
+def _fitting_model(contents: "Contents", request: requests.Push) -> "Contents":
+    from upcycle.hub.fit import check_fit
 
     if request.base is not None:
         _on_the_hub(request.base, asked=True)
@@ -56,14 +56,14 @@ def _fitting_model(contents: "Contents", request: recipe.Push) -> "Contents":
     return contents
 
 
-def _fitting_adapter(contents: "Contents", request: recipe.Push) -> "Contents":
+def _fitting_adapter(contents: "Contents", request: requests.Push) -> "Contents":
     """Hold an adapter against its model on the Hub, that against the one here, and let it name the Hub's."""
     from upcycle.adapt.saved import open_saved
     from upcycle.checkpoint.adapter import open_adapter
     from upcycle.checkpoint.reader import open_checkpoint
     from upcycle.families.match import match
     from upcycle.families.table import FAMILIES
-    from upcycle.ship.adapter_base import public_base, with_base
+    from upcycle.hub.adapter_base import public_base, with_base
 
     public, adapter = public_base(contents, request.base), open_adapter(contents.directory)
     base = _on_the_hub(public, asked=request.base is not None)
@@ -84,7 +84,7 @@ def _on_the_hub(model: str, *, asked: bool) -> "Checkpoint | None":
     Raises InputError when it was `asked` for by --base and is not there.
     """
     from upcycle.checkpoint.reader import open_checkpoint
-    from upcycle.ship.hub import is_hub_id, remote
+    from upcycle.hub.client import is_hub_id, remote
 
     if not is_hub_id(model):
         raise InputError("--base is no Hub id", found=model, expected="org/name, or org/name@revision")
@@ -115,7 +115,8 @@ def _check_same(here: "Checkpoint", there: "Checkpoint", name: str) -> None:
 @contextmanager
 def _pictured(contents: "Contents") -> Iterator["Contents"]:
     """Add pictures of a training whose figures are there, where nobody has drawn any."""
-    from upcycle.ship.contents import METRICS_FILE, PICTURES, Item
+    from upcycle.checkpoint.place import METRICS_FILE
+    from upcycle.hub.contents import PICTURES, Item
 
     names = {item.name for item in contents.items}
     if METRICS_FILE not in names or any(name.startswith(f"{PICTURES}/") for name in names):
@@ -128,7 +129,7 @@ def _pictured(contents: "Contents") -> Iterator["Contents"]:
         metrics.mkdir()
         shutil.copyfile(contents.directory / METRICS_FILE, metrics / METRICS_FILE)
         try:
-            drawn = plot(recipe.Plot(metrics=str(metrics)))
+            drawn = plot(requests.Plot(metrics=str(metrics)))
         except InputError as error:
             logging.getLogger("upcycle").warning("%s: not drawn: %s", contents.directory / METRICS_FILE, error.what)
             drawn = []

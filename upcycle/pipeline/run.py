@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from upcycle import recipe
+from upcycle import requests
 from upcycle.errors import InputError, UpcycleError
 from upcycle.pipeline import stages
 from upcycle.pipeline.done import Done
@@ -72,9 +72,9 @@ def run(chain: Recipe, observer: Observer, done: Done | None = None) -> None:
 
 def _published_to(request: Any) -> str | None:
     """The repository on the Hub that a step writes."""
-    if isinstance(request, recipe.Push):
+    if isinstance(request, requests.Push):
         return request.repo
-    return request.stream_to if isinstance(request, recipe.Convert) else None
+    return request.stream_to if isinstance(request, requests.Convert) else None
 
 
 def _carry_out(chain: Recipe, number: int, request: Any, observer: Observer, done: Done | None) -> None:
@@ -121,50 +121,50 @@ def rehearse(chain: Recipe, observer: Observer, done: Done | None = None) -> Non
             observer.end(request, SKIPPED)
             continue
         anew |= {Path(out) for out in [getattr(request, "out", None)] if out}
-        if isinstance(request, recipe.Conversion):
+        if isinstance(request, requests.Conversion):
             here = request.model in stages.BUILT_IN or Path(request.model).expanduser().is_dir()
             observer.end(request, stages.plan(request) if here else None)
 
 
-def _plan(request: recipe.Plan, _observer: Observer) -> Any:
+def _plan(request: requests.Plan, _observer: Observer) -> Any:
     return stages.plan(request)
 
 
-def _convert(request: recipe.Convert, observer: Observer) -> Any:
+def _convert(request: requests.Convert, observer: Observer) -> Any:
     if request.stream_to is not None:  # the Hub's client shows bars of its own
         return stages.convert(request)
     with observer.progress("writing") as start:
         return stages.convert(request, start)
 
 
-def _verify(request: recipe.Verify, observer: Observer) -> Any:
+def _verify(request: requests.Verify, observer: Observer) -> Any:
     with observer.progress("comparing") as start:
         return stages.verify(request, start)
 
 
-def _generate(request: recipe.Generate, observer: Observer) -> Any:
+def _generate(request: requests.Generate, observer: Observer) -> Any:
     return stages.generate(request, observer.write)
 
 
-def _train(request: recipe.Train, observer: Observer) -> Any:
+def _train(request: requests.Train, observer: Observer) -> Any:
     with observer.training() as panel:
         return stages.train(request, panel)
 
 
-def _attach(request: recipe.Attach, _observer: Observer) -> Any:
+def _attach(request: requests.Attach, _observer: Observer) -> Any:
     return stages.attach(request)
 
 
-def _merge(request: recipe.Merge, observer: Observer) -> Any:
+def _merge(request: requests.Merge, observer: Observer) -> Any:
     with observer.progress("merging") as start:
         return stages.merge(request, start)
 
 
-def _push(request: recipe.Push, _observer: Observer) -> Any:
+def _push(request: requests.Push, _observer: Observer) -> Any:
     return stages.push(request)
 
 
-def _plot(request: recipe.Plot, _observer: Observer) -> Any:
+def _plot(request: requests.Plot, _observer: Observer) -> Any:
     return stages.plot(request)
 
 

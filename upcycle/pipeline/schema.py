@@ -1,4 +1,4 @@
-"""The JSON Schema of recipes, for editors; made from the dataclasses of `upcycle.recipe`."""
+"""The JSON Schema of recipes, for editors; made from the dataclasses of `upcycle.requests`."""
 
 from dataclasses import MISSING
 from typing import Any

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import upcycle
-from upcycle import recipe
+from upcycle import requests
 from upcycle.errors import InputError, UnreachableError
 from upcycle.plan.execute import Advance
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from upcycle.adapt.attach import Attached
     from upcycle.adapt.merge import Merged
     from upcycle.convert.convert import Draft
+    from upcycle.hub.push import Pushed
     from upcycle.plan.report import Report
-    from upcycle.ship.push import Pushed
     from upcycle.train.loop import Observer, Trained
 
 
@@ -31,7 +31,7 @@ def locate(model: str, *, allow_pickle: bool = False) -> Path:
     """
     directory = _local(model) or _download(model, allow_pickle)
     if allow_pickle:
-        from upcycle.convert.pickled import unpickled
+        from upcycle.foreign.pickle import unpickled
 
         return unpickled(directory)
     return directory
@@ -46,12 +46,12 @@ def _local(model: str) -> Path | None:
     except (OSError, RuntimeError) as error:  # a name that is too long, the home of nobody
         raise InputError(f"no such directory ({error})", where=model[:200]) from None
     if path.suffix == ".gguf":
-        from upcycle.convert.ingest import dequantised
+        from upcycle.foreign.gguf import dequantised
 
         return dequantised(path)
     if path.exists():
         raise InputError("is not a model", where=path, expected="a directory, a .gguf file or a Hub id")
-    from upcycle.ship.hub import is_hub_id
+    from upcycle.hub.client import is_hub_id
 
     if not is_hub_id(model):
         raise InputError("no such directory", where=model, expected="a directory, a .gguf file or a Hub id")
@@ -59,7 +59,7 @@ def _local(model: str) -> Path | None:
 
 
 def _download(model: str, allow_pickle: bool) -> Path:
-    from upcycle.ship.hub import download
+    from upcycle.hub.client import download
 
     return download(model, pickle=allow_pickle)
 
@@ -95,14 +95,14 @@ def _located(adapter: Path, base: str | None, *, allow_pickle: bool = False) -> 
     return found
 
 
-def plan(request: recipe.Conversion) -> "Draft":
-    """Return what a conversion would write; see `upcycle.convert.build.build_plan` for what it raises.
+def plan(request: requests.Conversion) -> "Draft":
+    """Return what a conversion would write; see `upcycle.build.builder.build_plan` for what it raises.
 
     Of a model on the Hub only the headers are read.
     """
     from upcycle.checkpoint.reader import open_checkpoint
     from upcycle.convert.convert import draft
-    from upcycle.ship.hub import remote
+    from upcycle.hub.client import remote
 
     if request.allow_pickle or _local(request.model):
         directory = locate(request.model, allow_pickle=request.allow_pickle)
@@ -110,7 +110,7 @@ def plan(request: recipe.Conversion) -> "Draft":
     return draft(open_checkpoint(remote(request.model)), request)
 
 
-def convert(request: recipe.Convert, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Draft":
+def convert(request: requests.Convert, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Draft":
     """Convert a dense checkpoint, or only plan it for a dry run; see `upcycle.convert.convert.convert`.
 
     With `stream_to` it goes to the Hub, and what is returned is an `upcycle.pipeline.stream.Streamed`. What the plan
@@ -131,7 +131,7 @@ def convert(request: recipe.Convert, start: Callable[[int], Advance] = lambda _:
     return rehearse(directory, request) if request.dry_run else carry_out(directory, request, start)
 
 
-def verify(request: recipe.Verify, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Report":
+def verify(request: requests.Verify, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Report":
     """Hold a mixture of experts against its dense model; see `upcycle.convert.verify.verify`."""
     from upcycle.convert.verify import verify as carry_out
 
@@ -139,15 +139,15 @@ def verify(request: recipe.Verify, start: Callable[[int], Advance] = lambda _: l
     return carry_out(dense, Path(request.moe).expanduser(), request, start)
 
 
-def generate(request: recipe.Generate, show: Callable[[str], None] = lambda _: None) -> str:
-    """Return what a model writes; `show` gets it piece by piece. See `upcycle.ship.generate.generate`."""
-    from upcycle.ship.generate import generate as carry_out
+def generate(request: requests.Generate, show: Callable[[str], None] = lambda _: None) -> str:
+    """Return what a model writes; `show` gets it piece by piece. See `upcycle.use.generate.generate`."""
+    from upcycle.use.generate import generate as carry_out
 
     directory = locate(request.model)
     return carry_out(directory, request, show, base=_located(directory, request.base))
 
 
-def attach(request: recipe.Attach) -> "Attached":
+def attach(request: requests.Attach) -> "Attached":
     """Give a dense model adapter experts; see `upcycle.adapt.attach.attach`."""
     from upcycle.adapt.attach import attach as carry_out
 
@@ -155,7 +155,7 @@ def attach(request: recipe.Attach) -> "Attached":
     return carry_out(base, request, [locate(lora) for lora in request.from_lora])
 
 
-def merge(request: recipe.Merge, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Merged":
+def merge(request: requests.Merge, start: Callable[[int], Advance] = lambda _: lambda _: None) -> "Merged":
     """Write what a model with adapter experts computes as a plain checkpoint; see `upcycle.adapt.merge.merge`."""
     from upcycle.adapt.merge import merge as carry_out
     from upcycle.adapt.merge import rehearse
@@ -167,7 +167,7 @@ def merge(request: recipe.Merge, start: Callable[[int], Advance] = lambda _: lam
     return rehearse(adapter, base, request) if request.dry_run else carry_out(adapter, base, request, start)
 
 
-def train(request: recipe.Train, observer: "Observer | None" = None) -> "Trained":
+def train(request: requests.Train, observer: "Observer | None" = None) -> "Trained":
     """Continue training a model; see `upcycle.train.loop.train`."""
     from upcycle.train.loop import train as carry_out
 
@@ -175,14 +175,14 @@ def train(request: recipe.Train, observer: "Observer | None" = None) -> "Trained
     return carry_out(directory, request, observer or _Silent(), base=_located(directory, request.base))
 
 
-def plot(request: recipe.Plot) -> list[Path]:
+def plot(request: requests.Plot) -> list[Path]:
     """Draw the curves of a training; see `upcycle.analyze.plot.plot`."""
     from upcycle.analyze.plot import plot as carry_out
 
     return carry_out(request)
 
 
-def push(request: recipe.Push) -> "Pushed":
+def push(request: requests.Push) -> "Pushed":
     """Publish a model or an adapter on the Hub; see `upcycle.pipeline.publish.push`."""
     from upcycle.pipeline.publish import push as carry_out
 
@@ -191,7 +191,7 @@ def push(request: recipe.Push) -> "Pushed":
 
 def check_access(repository: str) -> None:
     """Raise InputError when there is no token to write to the Hub with; warn of a Hub that cannot be asked now."""
-    from upcycle.ship.target import Target
+    from upcycle.hub.target import Target
 
     try:
         Target.of(repository)
@@ -210,21 +210,21 @@ class _Silent:
 
 
 @overload
-def run(request: recipe.Convert | recipe.Plan) -> "Draft": ...
+def run(request: requests.Convert | requests.Plan) -> "Draft": ...
 @overload
-def run(request: recipe.Verify) -> "Report": ...
+def run(request: requests.Verify) -> "Report": ...
 @overload
-def run(request: recipe.Generate) -> str: ...
+def run(request: requests.Generate) -> str: ...
 @overload
-def run(request: recipe.Attach) -> "Attached": ...
+def run(request: requests.Attach) -> "Attached": ...
 @overload
-def run(request: recipe.Merge) -> "Merged": ...
+def run(request: requests.Merge) -> "Merged": ...
 @overload
-def run(request: recipe.Train) -> "Trained": ...
+def run(request: requests.Train) -> "Trained": ...
 @overload
-def run(request: recipe.Plot) -> list[Path]: ...
+def run(request: requests.Plot) -> list[Path]: ...
 @overload
-def run(request: recipe.Push) -> "Pushed": ...
+def run(request: requests.Push) -> "Pushed": ...
 def run(request: Any) -> Any:
     """Carry out a request.
 
@@ -237,14 +237,14 @@ def run(request: Any) -> Any:
 
 
 STAGES: dict[type[Any], Callable[[Any], Any]] = {
-    recipe.Plan: plan,
-    recipe.Convert: convert,
-    recipe.Verify: verify,
-    recipe.Generate: generate,
-    recipe.Attach: attach,
-    recipe.Train: train,
-    recipe.Merge: merge,
-    recipe.Plot: plot,
-    recipe.Push: push,
+    requests.Plan: plan,
+    requests.Convert: convert,
+    requests.Verify: verify,
+    requests.Generate: generate,
+    requests.Attach: attach,
+    requests.Train: train,
+    requests.Merge: merge,
+    requests.Plot: plot,
+    requests.Push: push,
 }
 """Request -> what carries it out."""

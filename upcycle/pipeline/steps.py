@@ -7,7 +7,7 @@
       - verify: {}
       - generate: {prompt: "Gravity is", max_new_tokens: 32}
 
-A step is one command and its options, the fields of its request in `upcycle.recipe`. What links the steps: one that
+A step is one command and its options, the fields of its request in `upcycle.requests`. What links the steps: one that
 leaves out `dense` gets the `model` of the last convert or attach before it, one that leaves out `moe` gets the `out` of
 that convert; `model` is the `out` of the last convert, attach, train or merge, `adapter` that of the last attach or
 train, and `metrics` that of the last train. Paths are relative to where `upcycle` is
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import upcycle
-from upcycle import recipe
+from upcycle import requests
 from upcycle.errors import RecipeError
 from upcycle.option import Option
 from upcycle.pipeline.document import Value, parse, read_document, unknown, wrong_type
@@ -41,7 +41,7 @@ class Recipe:
 
     name: str
     description: str
-    steps: tuple[Any, ...]  # requests of `upcycle.recipe`
+    steps: tuple[Any, ...]  # requests of `upcycle.requests`
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +159,14 @@ def _resolved(said: list[_Said]) -> Iterator[Any]:
     chain: dict[str, str] = {}
     for number, step in enumerate(said):
         request = _request(step, chain, said[:number])
-        if isinstance(request, recipe.Convert):
+        if isinstance(request, requests.Convert):
             made = {"moe": request.out, "model": request.out} if request.out else {}
             chain = {"dense": request.model, **made}
-        if isinstance(request, recipe.Attach):
+        if isinstance(request, requests.Attach):
             chain = {"dense": request.model, "adapter": request.out, "model": request.out}
-        if isinstance(request, recipe.Train):
+        if isinstance(request, requests.Train):
             chain = {**chain, "model": request.out, "adapter": request.out, "metrics": request.out}
-        if isinstance(request, recipe.Merge):
+        if isinstance(request, requests.Merge):
             chain = {**chain, "model": request.out}
         yield request
 

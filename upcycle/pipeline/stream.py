@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upcycle import recipe
+from upcycle import requests
 from upcycle.checkpoint import lock
 from upcycle.checkpoint.lock import Lock
 from upcycle.checkpoint.place import RECEIPT_FILE
 from upcycle.checkpoint.reader import hub_blob, open_checkpoint
 from upcycle.checkpoint.staging import Staging
-from upcycle.convert.cache import cache_directory
 from upcycle.convert.convert import Draft, beside, draft
 from upcycle.convert.receipt import recorded_recipe
 from upcycle.errors import StagingError, UnreachableError, UpcycleError
+from upcycle.foreign.cache import cache_directory
 from upcycle.pipeline.publish import card_writer
 from upcycle.plan.execute import execute
 from upcycle.plan.make import identities, side_files, watch, worker_count
@@ -31,9 +31,9 @@ from upcycle.plan.plan import Plan, Shard, source_files
 from upcycle.plan.receipt import Origin, receipt_bytes
 
 if TYPE_CHECKING:
-    from upcycle.ship.branch import Finished, WorkingBranch
-    from upcycle.ship.contents import Contents, Shapes
-    from upcycle.ship.push import Pushed
+    from upcycle.hub.branch import Finished, WorkingBranch
+    from upcycle.hub.contents import Contents, Shapes
+    from upcycle.hub.push import Pushed
 
 _KEPT = "what is on the Hub stays there, and the same command goes on with it"
 
@@ -47,17 +47,17 @@ class Streamed(Draft):
     pushed: "Pushed | None" = None  # None of a dry run
 
 
-def stream(directory: Path, request: recipe.Convert) -> Streamed:
+def stream(directory: Path, request: requests.Convert) -> Streamed:
     """Convert the checkpoint in `directory` into the repository `request.stream_to`.
 
-    Raises as a conversion into a directory does, and as `upcycle.ship.push.push`; before a shard is made, every check
+    Raises as a conversion into a directory does, and as `upcycle.hub.push.push`; before a shard is made, every check
     that needs none has passed.
     """
-    from upcycle.ship.branch import WorkingBranch
-    from upcycle.ship.fit import check_fit
-    from upcycle.ship.push import already, make, open_target, publish
-    from upcycle.ship.secrets import refuse_secrets
-    from upcycle.ship.target import MAIN
+    from upcycle.hub.branch import WorkingBranch
+    from upcycle.hub.fit import check_fit
+    from upcycle.hub.push import already, make, open_target, publish
+    from upcycle.hub.secrets import refuse_secrets
+    from upcycle.hub.target import MAIN
 
     opened = open_target(request.stream_to or "", private=request.private)
     drafted = draft(open_checkpoint(directory), request)
@@ -149,7 +149,7 @@ def shapes_of(plan: Plan) -> "Shapes":
 
 
 def _make_all(
-    plan: Plan, branch: "WorkingBranch", scratch: Path, request: recipe.Convert, check: Callable[[], None]
+    plan: Plan, branch: "WorkingBranch", scratch: Path, request: requests.Convert, check: Callable[[], None]
 ) -> dict[str, "Finished"]:
     """Bring to the branch every shard that it lacks, one at a time."""
     finished = branch.finished()
@@ -171,7 +171,7 @@ def _is_finished(shard: Shard, finished: Mapping[str, "Finished"]) -> bool:
 
 
 def _make(
-    shard: Shard, scratch: Path, request: recipe.Convert, check: Callable[[], None]
+    shard: Shard, scratch: Path, request: requests.Convert, check: Callable[[], None]
 ) -> tuple[Path, Mapping[str, str]]:
     """Write one shard; return its path and the hashes of what was computed in it."""
     staging = Staging(scratch, scratch)
@@ -194,7 +194,7 @@ def _check_space(shard: Shard, scratch: Path) -> None:
 
 def _receipt(
     directory: Path,
-    request: recipe.Convert,
+    request: requests.Convert,
     plan: Plan,
     finished: Mapping[str, "Finished"],
     files: Mapping[str, bytes],
@@ -207,7 +207,7 @@ def _receipt(
 
 
 def _contents(scratch: Path, plan: Plan, files: Mapping[str, bytes], finished: Mapping[str, "Finished"]) -> "Contents":
-    from upcycle.ship.contents import Contents, Item
+    from upcycle.hub.contents import Contents, Item
 
     shards = [Item(shard.name, finished[shard.name].file) for shard in plan.shards if shard.name in finished]
     items = [*shards, *(Item(name, data) for name, data in files.items())]

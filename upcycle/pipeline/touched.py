@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from upcycle import recipe
+from upcycle import requests
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG
 from upcycle.checkpoint.journal import STATE_FILE
 from upcycle.checkpoint.place import RECEIPT_FILE, VERIFICATION_FILE, staging_path
@@ -18,7 +18,7 @@ from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import CheckpointError
 from upcycle.pipeline.grammar import command_of, command_options
 from upcycle.pipeline.stages import BUILT_IN
-from upcycle.recipe import recorded
+from upcycle.requests import recorded
 
 MODELS = ("model", "dense", "moe", "adapter", "base", "tokenizer", "from_lora", "metrics", "also")
 DATA = ("data", "eval_data", "text", "chat_template")
@@ -70,9 +70,9 @@ def is_of_the_hub(identity: str | None) -> bool:
 
 def written_by(request: Any, result: Any) -> dict[str, Facts]:
     """Return the files that `request` has written, by their paths as the recipe has them."""
-    if isinstance(request, recipe.Plot):
+    if isinstance(request, requests.Plot):
         paths: Iterator[Path] = iter(result)
-    elif isinstance(request, recipe.Verify):
+    elif isinstance(request, requests.Verify):
         paths = iter([Path(request.moe).expanduser() / VERIFICATION_FILE] if request.record else [])
     else:
         paths = _files(Path(request.out).expanduser())
@@ -82,7 +82,7 @@ def written_by(request: Any, result: Any) -> dict[str, Facts]:
 def beginnings(request: Any) -> list[Facts | None]:
     """Return by what can be told whether work on `request` has begun: it changes as soon as there is some."""
     out = Path(request.out).expanduser()
-    if isinstance(request, recipe.Train):
+    if isinstance(request, requests.Train):
         from upcycle.train.directory import RECORD_FILE
 
         return [facts(out / RECORD_FILE)]
@@ -93,7 +93,7 @@ def is_of(request: Any) -> bool:
     """Whether the work that lies in OUT is of just these options: a training may be resumed with more steps, but a
     recipe that says so is another one. Other work is asked for its own fingerprint when it is gone on with.
     """
-    if not isinstance(request, recipe.Train):
+    if not isinstance(request, requests.Train):
         return True
     from upcycle.train.directory import read_record
 
@@ -120,7 +120,7 @@ def _identity(said: str, *, data: bool) -> str | None:
         return None
     if data:
         return "elsewhere"
-    from upcycle.ship.cached import cached_commit
+    from upcycle.hub.cached import cached_commit
 
     commit = cached_commit(said)
     return commit and f"{_COMMIT}{commit}"

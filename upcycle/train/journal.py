@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 
+from upcycle.checkpoint.place import METRICS_FILE
 from upcycle.checkpoint.writer import write_durably
 from upcycle.errors import StagingError
 from upcycle.train.alerts import Watch
 
 if TYPE_CHECKING:
     from upcycle.train.loop import Observer
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class Journal:

@@ -10,8 +10,8 @@ import transformers
 import upcycle
 from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage_bytes
 from upcycle.plan.receipt import Origin, as_text
-from upcycle.recipe import recorded
-from upcycle.recipe.train import Train
+from upcycle.requests import recorded
+from upcycle.requests.train import Train
 from upcycle.train.journal import Journal
 from upcycle.train.setup import Setup
 from upcycle.train.state import Progress

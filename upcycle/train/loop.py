@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 
 from upcycle.checkpoint.lineage import lineage
 from upcycle.errors import InputError, StagingError, UpcycleError
-from upcycle.recipe.train import Train
+from upcycle.requests.train import Train
 from upcycle.train.batches import Batch
 from upcycle.train.diagnose import find_nonfinite
 from upcycle.train.directory import checkpoint_path

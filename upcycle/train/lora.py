@@ -11,7 +11,7 @@ from torch import nn
 
 from upcycle.errors import InputError
 from upcycle.moe.routing import Router
-from upcycle.recipe.train import Train
+from upcycle.requests.train import Train
 
 DIRECTORY = "state/adapter"
 """Of a checkpoint whose model is merged: the adapter by itself."""

@@ -22,7 +22,7 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.errors import InputError
 from upcycle.moe.routing import Router, find_routers
-from upcycle.recipe.train import Train, TrainDtype, Trained
+from upcycle.requests.train import Train, TrainDtype, Trained
 from upcycle.train.adapter import save_adapter, with_adapter
 from upcycle.train.lora import DIRECTORY, is_adapted, plain_name, restore, wrapped
 from upcycle.train.precision import keep_routers_fp32, state_for_saving

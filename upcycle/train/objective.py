@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from upcycle.moe.losses import balance_loss, expert_load, importance_loss, z_loss
 from upcycle.moe.routing import SCORES, Routing
-from upcycle.recipe.train import Scope
+from upcycle.requests.train import Scope
 
 ROUTER_LOSSES = ("balance_loss", "importance_loss", "z_loss")
 

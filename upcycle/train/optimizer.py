@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.errors import CheckpointError, InputError
-from upcycle.recipe.train import OptimizerKind
+from upcycle.requests.train import OptimizerKind
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 """Where torch has a fused AdamW. On a CPU it takes a sixth of the time of foreach, or less, and no temporary copies."""

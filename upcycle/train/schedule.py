@@ -20,7 +20,7 @@ ancestor stopped (2212.05055), with that run's k. With `start` = 0 the rate warm
 
 from math import cos, pi, sqrt
 
-from upcycle.recipe.train import Schedule
+from upcycle.requests.train import Schedule
 
 TIMESCALE = 10_000
 """The k of inverse-sqrt without warm-up, that of 1910.10683."""

@@ -18,8 +18,8 @@ from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.errors import InputError, UpcycleError
 from upcycle.moe.device import find_device
 from upcycle.moe.routing import scoring_of_router
-from upcycle.recipe import recorded
-from upcycle.recipe.train import Train
+from upcycle.requests import recorded
+from upcycle.requests.train import Train
 from upcycle.text.stream import BlockStream, held_out_blocks
 from upcycle.train.batches import Batches, Cut, target_count
 from upcycle.train.check import check_model

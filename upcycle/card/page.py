@@ -1,0 +1,84 @@
+"""The model card: a README.md whose marked block is upcycle's, and whose every other byte is its owner's."""
+
+import re
+
+from upcycle.card.facts import Facts
+from upcycle.card.front import with_metadata
+from upcycle.card.metadata import FRONT, as_yaml, metadata, parsed
+from upcycle.card.text import text
+from upcycle.checkpoint.place import CARD_FILE
+from upcycle.errors import CheckpointError, InputError
+
+BEGIN, END = "<!-- upcycle:begin -->", "<!-- upcycle:end -->"
+
+_ASKED_FOR = ("license",)
+_NOTE = "<!-- `upcycle push` writes anew what is between these two comments, and keeps what is outside of them. -->"
+_REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_LINK = re.compile(r"\]\(https://huggingface\.co/([\w./-]{1,200})\)", re.ASCII)
+_LINE_BREAK = re.compile(r"\r\n|\n|\r")
+
+
+def card(facts: Facts, repo_id: str, before: str | None = None) -> str:
+    """Return the README.md of `repo_id`; `before` is the card that is there already, its line breaks as they are.
+
+    The marked block is replaced, or added at the end. The metadata stays as it is but for the keys that it lacks, which
+    are added: one that its owner removed comes back. Raises InputError for markers or metadata that leave it open what
+    is whose, and where the metadata of a card with a marked block is about another model.
+    """
+    if not _REPO_ID.fullmatch(repo_id):
+        raise InputError("is no name of a repository", found=repr(repo_id)[:120], expected="org/name")
+    block = f"{BEGIN}\n{_NOTE}\n\n{text(facts, repo_id)}\n\n{END}"
+    if before is None or not before.strip("\ufeff \t\r\n"):
+        return f"---\n{as_yaml(metadata(facts))}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n{block}\n"
+    found = _LINE_BREAK.search(before)
+    line_break = found[0] if found else "\n"
+    block = block.replace("\n", line_break)
+    marked = _marked(before)
+    dropped = _cited(before[marked]) - _cited(block) if marked else None
+    told = with_metadata(before, facts, line_break, dropped=dropped)
+    marked = _marked(told)
+    if marked:
+        return told[: marked.start] + block + told[marked.stop :]
+    gap = line_break * (2 - min(2, _trailing_breaks(told)))
+    return f"{told}{gap}{block}{line_break}"
+
+
+def outside(card_text: str) -> str:
+    """Return what of a card is its owner's: all but the marked block. Raises InputError for markers as `card` does."""
+    marked = _marked(card_text)
+    return card_text[: marked.start] + card_text[marked.stop :] if marked else card_text
+
+
+def missing(card_text: str) -> list[str]:
+    """Return those keys of the metadata that others ask for first, and that nothing was known for."""
+    front = FRONT.match(card_text)
+    try:
+        own = parsed(front[2]) if front else {}
+    except CheckpointError:
+        own = {}
+    return [name for name in _ASKED_FOR if not own.get(name)]
+
+
+def _marked(before: str) -> slice | None:
+    """Return where the block is; None where there is none."""
+    begins, ends = before.count(BEGIN), before.count(END)
+    if not begins and not ends:
+        return None
+    start, stop = before.find(BEGIN), before.find(END)
+    if (begins, ends) != (1, 1) or stop < start:
+        raise InputError(
+            "does not say what of it is upcycle's", where=CARD_FILE,
+            found=f"{begins} of {BEGIN} and {ends} of {END}" + (", the wrong way round" if begins == ends == 1 else ""),
+            expected="one of each, in this order",
+            hint="remove all of these comments, and what was between them; the block is then added at the end",
+        )  # fmt: skip
+    return slice(start, stop + len(END))
+
+
+def _cited(block: str) -> set[str]:
+    """Return the models that a block has links to."""
+    return set(_LINK.findall(block))
+
+
+def _trailing_breaks(told: str) -> int:
+    return len(_LINE_BREAK.findall(told[len(told.rstrip("\r\n")) :]))
