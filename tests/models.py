@@ -56,15 +56,19 @@ def save_dense(variant: str, directory: Path, *, dtype: torch.dtype = torch.bflo
     if "rope_parameters" in fields:
         del settings["rope_theta"]
     torch.manual_seed(sum(variant.encode()))
-    model = model_class(config_class(**settings))
+    draw_weights(model_class(config_class(**settings))).to(dtype).save_pretrained(directory, **save)
+    return directory
+
+
+def draw_weights(model: Any) -> Any:
+    """Draw every weight of a model, wide enough that its logits vary by several units; return the model."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(std=0.15)
-    model.to(dtype).save_pretrained(directory, **save)
-    return directory
+    return model
 
 
 MISTRAL_7B: dict[str, Any] = {

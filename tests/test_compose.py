@@ -21,6 +21,7 @@ from upcycle.families.match import Match, match
 from upcycle.moe.adapters import Ffn, LoraExperts
 from upcycle.requests.attach import AttentionDeltas
 
+PREFIX = "base_model.model."
 IDS = torch.arange(40).view(2, 20) * 7 % 96
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 D, F, L = SMALL["hidden_size"], SMALL["intermediate_size"], SMALL["num_hidden_layers"]
@@ -95,10 +96,12 @@ def with_expert(base: Path, made: Composed, number: int) -> Any:
     for name, a in made.tensors.items():
         if name.endswith(".upcycle_lora.lora_A"):
             b = made.tensors[name[:-1] + "B"]
-            model.get_submodule(name.removesuffix(".upcycle_lora.lora_A")).weight += (b @ a).double()
+            model.get_submodule(name.removeprefix(PREFIX).removesuffix(".upcycle_lora.lora_A")).weight += (
+                b @ a
+            ).double()
     for index, layer in enumerate(model.model.layers):
         if made.per_layer[index]:
-            layer.mlp = OneExpert(layer.mlp, made, made.layer(index, "mlp"), number)
+            layer.mlp = OneExpert(layer.mlp, made, made.layer(index), number)
     return model
 
 
@@ -123,7 +126,7 @@ def test_names_shapes_and_notes(base: Path, loras: dict[str, Path]) -> None:
     made = composed(base, loras["plain"], loras["two_of_three"], loras["one_layer"], base="org/other")
     shapes = {"gate": (F, D), "up": (F, D), "down": (D, F)}
     expected = {
-        f"model.layers.{layer}.mlp.upcycle_experts.{part}_{factor}": shape
+        f"{PREFIX}model.layers.{layer}.mlp.upcycle_experts.{part}_{factor}": shape
         for layer in range(L)
         for part, (outputs, inputs) in shapes.items()
         for factor, shape in (("A", (3, 4, inputs)), ("B", (3, outputs, 4)))
@@ -153,7 +156,7 @@ def test_the_same_loras_give_the_same_bytes(base: Path, loras: dict[str, Path]) 
 def test_a_layer_without_any_update_has_no_experts(base: Path, loras: dict[str, Path]) -> None:
     made = composed(base, loras["one_layer"])
     assert made.per_layer == (0, 1)
-    assert not made.layer(0, "mlp")
+    assert not made.layer(0)
     assert "no LoRA updates the FFN of layer 0: no experts there" in made.notes
     assert difference(with_expert(base, made, 0), merged(base, loras["one_layer"])) < 1e-6
 
@@ -164,7 +167,7 @@ def test_an_update_that_is_zero_is_told(base: Path, lora: Path) -> None:
     made = composed(base, lora)
     assert any("its expert is the base" in note for note in made.notes)
     with pytest.raises(InputError, match="have no prototype"):
-        prototypes(made.layer(0, "mlp"))
+        prototypes(made.layer(0))
 
 
 @pytest.mark.parametrize("variant", ["llama_odd_head", "llama_no_gqa", "mistral_odd_head"])
@@ -209,7 +212,7 @@ def test_attention_mean_and_sum(policy: AttentionDeltas, share: float, base: Pat
             name = f"model.layers.{layer}.self_attn.{module}"
             weight = dense.get_submodule(name).weight
             expected = sum(model.get_submodule(name).weight - weight for model in models) * share
-            a, b = (made.tensors[f"{name}.upcycle_lora.lora_{factor}"] for factor in "AB")
+            a, b = (made.tensors[f"{PREFIX}{name}.upcycle_lora.lora_{factor}"] for factor in "AB")
             assert len(a) == b.shape[1] == 8
             assert torch.allclose((b @ a).double(), expected, atol=1e-6)
 
@@ -258,7 +261,7 @@ def test_shared_a(base: Path, tmp_path: Path) -> None:
         assert difference(with_expert(base, made, number), merged(base, place)) < 1e-6
     whole = composed(base, *places[:2])
     shared = composed(base, *places[:2], shared_a=True)
-    assert torch.equal(prototypes(whole.layer(0, "mlp")), prototypes(shared.layer(0, "mlp")))
+    assert torch.equal(prototypes(whole.layer(0)), prototypes(shared.layer(0)))
 
 
 def test_shared_a_with_mixed_ranks(base: Path, tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_prototypes_are_singular_vectors(base: Path, loras: dict[str, Path]) -> 
     made = composed(base, *places)
     dense, models = load(base), [merged(base, place) for place in places]
     for layer in range(L):
-        rows_ED = prototypes(made.layer(layer, "mlp"))
+        rows_ED = prototypes(made.layer(layer))
         assert rows_ED.dtype == torch.float32
         assert torch.allclose(rows_ED.norm(dim=-1), torch.ones(4))
         for row_D, model in zip(rows_ED, models, strict=True):
@@ -310,10 +313,10 @@ def test_no_prototype_without_what_reads(base: Path, loras: dict[str, Path], tmp
     down = save_lora(base, tmp_path / "down", target_modules=["down_proj"])
     made = composed(base, loras["plain"], down)
     with pytest.raises(InputError, match="no prototype") as caught:
-        prototypes(made.layer(0, "mlp"), ["plain", "down"])
+        prototypes(made.layer(0), ["plain", "down"])
     assert caught.value.found == "down"
     with pytest.raises(InputError, match="expert 1"):
-        prototypes(made.layer(0, "mlp"))
+        prototypes(made.layer(0))
 
 
 # Refusals

@@ -8,36 +8,42 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaConfig, MistralConfig, MixtralConfig
+from transformers import LlamaConfig, MistralConfig, MixtralConfig, Phi3Config, Qwen3Config, Qwen3MoeConfig
 
 from tests.conftest import edit_json
 from tests.models import SMALL
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import CheckpointError, InputError, RecipeError, UnsupportedError
-from upcycle.families.family import Carry, Family, Keep, Rule
-from upcycle.families.match import find_family, match, target_config
+from upcycle.families.config import ACTIVATIONS, find_pair, target_config
+from upcycle.families.match import match
+from upcycle.families.pairs import CONVERTIBLE, PAIRS, Pair, pair_of
+from upcycle.families.parts import ROLES, dimension
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
 from upcycle.families.rope import TYPES
-from upcycle.families.table import ACTIVATIONS, DEFAULT_ROPE_THETA, FAMILIES
+from upcycle.families.rules import Carry, Keep, Rule
 
-CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig}
+CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen3": Qwen3Config, "phi3": Phi3Config}
+MOE_CONFIGS: dict[str, Any] = {"mixtral": MixtralConfig, "qwen3_moe": Qwen3MoeConfig}
+MIXTRALS = ("llama", "mistral")
+"""Dense models that share the sentences of what mixtral cannot express."""
 
 LLAMA = {"model_type": "llama", **{name: value for name, value in SMALL.items() if name != "rope_theta"}}
 """A sound config without rope settings."""
 
 
-@pytest.fixture(params=sorted(FAMILIES))
-def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
+@pytest.fixture(params=CONVERTIBLE)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """The pair that `convert` makes of each dense model."""
+    return pair_of(request.param)
 
 
-def carried(family: Family) -> list[tuple[str, Carry]]:
-    return [(name, rule) for name, rule in family.fields.items() if isinstance(rule, Carry)]
+def carried(pair: Pair) -> list[tuple[str, Carry]]:
+    return [(name, rule) for name, rule in pair.fields.items() if isinstance(rule, Carry)]
 
 
 def refused(config: dict[str, Any], **options: Any) -> InputError:
     with pytest.raises(UnsupportedError) as caught:
-        target_config(find_family(config), config, **options)
+        target_config(find_pair(config), config, **options)
     return caught.value
 
 
@@ -51,61 +57,86 @@ def with_config(directory: Path, **changes: Any) -> Checkpoint:
 # -- the table against transformers -----------------------------------------------------------------------------------
 
 
-def test_every_family_of_the_table_is_tested() -> None:
-    assert set(CONFIGS) == set(FAMILIES)
+def test_every_dense_model_of_the_table_is_tested() -> None:
+    assert tuple(CONFIGS) == CONVERTIBLE
+    assert {pair_of(name).target.model_type for name in CONVERTIBLE} == set(MOE_CONFIGS)
 
 
-def test_defaults_are_those_of_the_dense_class(family: Family) -> None:
-    config = CONFIGS[family.dense]()
-    for name, rule in carried(family):
+def test_defaults_are_those_of_the_dense_class(pair: Pair) -> None:
+    config = CONFIGS[pair.dense.model_type]()
+    for name, rule in carried(pair):
         if name == "num_key_value_heads" and rule.default is None:  # the class derives it
             assert config.num_key_value_heads == config.num_attention_heads
         else:
             assert getattr(config, name) == rule.default, name
-    assert config.rope_parameters == {"rope_theta": DEFAULT_ROPE_THETA, "rope_type": "default"}
+    settings = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
+    assert settings == {"rope_theta": pair.dense.rope.theta, "rope_type": "default"}
+    assert getattr(config, "original_max_position_embeddings", None) == pair.dense.rope.original_length
 
 
-def test_every_field_that_the_class_writes_has_a_rule(family: Family) -> None:
-    known = {*family.fields, *ROPE_FIELDS, "head_dim"}
-    assert set(CONFIGS[family.dense]().to_dict()) <= known
+def test_every_field_that_the_class_writes_has_a_rule(pair: Pair) -> None:
+    known = {*pair.fields, *ROPE_FIELDS, "head_dim"}
+    assert set(CONFIGS[pair.dense.model_type]().to_dict()) <= known
 
 
-def test_fields_left_to_the_reader_have_the_same_default_in_both_classes(family: Family) -> None:
+def test_fields_left_to_the_reader_have_the_same_default_in_both_classes(pair: Pair) -> None:
     """A kept field is not written when absent, so both classes must fill it in alike."""
-    dense, moe = CONFIGS[family.dense]().to_dict(), MixtralConfig().to_dict()
-    kept = [name for name in dense if isinstance(family.fields.get(name), Keep)]
-    assert len(kept) > 10
+    dense, moe = CONFIGS[pair.dense.model_type]().to_dict(), MOE_CONFIGS[pair.target.model_type]().to_dict()
+    kept = [name for name in dense if isinstance(pair.fields.get(name), Keep)]
+    assert len(kept) > 8
     assert {name: dense[name] for name in kept} == {name: moe[name] for name in kept}
 
 
-def test_every_field_of_the_target_is_written_or_left_alike(family: Family) -> None:
-    """What MixtralConfig computes with is in the output, so that its own defaults never come in."""
-    written = target_config(family, {"model_type": family.dense})
-    written |= dict.fromkeys([*family.expert_fields, *family.constants])
-    default = {name for name, rule in family.fields.items() if isinstance(rule, Keep)}
-    left = set(MixtralConfig().to_dict()) - set(written) - default
+def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
+    """What the target computes with is in the output, so that its class's own defaults never come in."""
+    default = MOE_CONFIGS[pair.target.model_type]()
+    written = target_config(pair, {"model_type": pair.dense.model_type})
+    written |= dict.fromkeys([*pair.target.fields, *pair.target.constants])
+    kept = {name for name, rule in pair.fields.items() if isinstance(rule, Keep)}
+    left = set(default.to_dict()) - set(written) - kept
     assert left == {"_name_or_path", "transformers_version", "is_encoder_decoder"} | ({"sliding_window"} & left)
-    assert ("sliding_window" in left) == (family.dense == "llama")
-    assert MixtralConfig().sliding_window is None
+    assert ("sliding_window" in left) == (pair.dense.model_type in ("llama", "qwen3"))
+    assert default.sliding_window is None  # where it is left
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", CONFIGS)
 def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None:
-    ours = target_config(FAMILIES[name], {"model_type": name})
+    pair = pair_of(name)
+    ours = target_config(pair, {"model_type": name})
     theirs = CONFIGS[name]()
-    loaded = MixtralConfig(**ours)
+    loaded = MOE_CONFIGS[pair.target.model_type](**ours)
     for field in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
-        "tie_word_embeddings", "rope_parameters", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
+        "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+        "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
         "attention_dropout",
     ):  # fmt: skip
         assert getattr(loaded, field) == getattr(theirs, field), field
+    rope = {field: value for field, value in theirs.rope_parameters.items() if field != "partial_rotary_factor"}
+    assert loaded.rope_parameters == rope
+    assert loaded.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
     assert loaded.sliding_window == getattr(theirs, "sliding_window", None)
 
 
+def test_every_part_of_a_dense_model_has_one_place_in_its_target() -> None:
+    for pair in PAIRS:
+        placed = [
+            part.replace("expert.", "").replace("shared.", "") for row in pair.target.tensors for part in row.parts
+        ]
+        assert set(placed) - {"router"} == set(pair.dense.parts), (pair.dense.model_type, pair.target.model_type)
+        assert {row.role for row in pair.target.tensors} <= set(ROLES)
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [("Q", 12), ("2F", 14), ("Q+2K", 12 + 2 * 4), ("1", 1), ("0", 0), ("Q+K", 16), ("3", 3)],
+)
+def test_dimensions(expression: str, expected: int) -> None:
+    assert dimension(expression, {"Q": 12, "K": 4, "F": 7}) == expected
+
+
 def test_golden_config() -> None:
-    assert target_config(FAMILIES["llama"], {**LLAMA, "rope_theta": 5e5, "bos_token_id": 3, "_name_or_path": "x"}) == {
+    assert target_config(pair_of("llama"), {**LLAMA, "rope_theta": 5e5, "bos_token_id": 3, "_name_or_path": "x"}) == {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
         "vocab_size": 96,
@@ -134,7 +165,7 @@ def test_golden_config() -> None:
 def test_unknown_model_type(found: Any) -> None:
     error = refused({**LLAMA, "model_type": found})
     assert (error.what, error.found, error.expected) == (
-        "no mixture of experts is known for this model", f"model_type {found!r}", f"one of {', '.join(FAMILIES)}",
+        "no mixture of experts is known for this model", f"model_type {found!r}", f"one of {', '.join(CONVERTIBLE)}",
     )  # fmt: skip
 
 
@@ -162,7 +193,7 @@ def test_another_architecture(found: Any) -> None:
 @pytest.mark.parametrize("architectures", [None, ["LlamaForCausalLM"]])
 def test_the_architecture_may_be_unsaid(architectures: Any) -> None:
     config = {**LLAMA, "architectures": architectures}
-    assert target_config(find_family(config), config)["architectures"] == ["MixtralForCausalLM"]
+    assert target_config(find_pair(config), config)["architectures"] == ["MixtralForCausalLM"]
 
 
 # -- fields that cannot be expressed ----------------------------------------------------------------------------------
@@ -186,11 +217,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_by_name(family: Family, name: str) -> None:
+@pytest.mark.parametrize("family", MIXTRALS)
+def test_refused_by_name(family: str, name: str) -> None:
     value, why = REFUSED[name]
-    if (family.dense, name) == ("mistral", "layer_types"):
+    if (family, name) == ("mistral", "layer_types"):
         why = "a mistral with layer_types is read as a Ministral, another architecture"
-    error = refused({**LLAMA, "model_type": family.dense, name: value})
+    error = refused({**LLAMA, "model_type": family, name: value})
     assert error.what == f"config.json says what mixtral cannot express: {name} = {ascii(value)[:60]}: {why}"
     assert error.hint is None
 
@@ -198,12 +230,12 @@ def test_refused_by_name(family: Family, name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refused_field_cannot_be_ignored_away(name: str) -> None:
     with pytest.raises(RecipeError, match=f"--ignore-config {name}: the field is accounted for"):
-        target_config(FAMILIES["llama"], {**LLAMA, name: REFUSED[name][0]}, (name,))
+        target_config(pair_of("llama"), {**LLAMA, name: REFUSED[name][0]}, (name,))
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_null_says_nothing(name: str) -> None:
-    assert name not in target_config(FAMILIES["llama"], {**LLAMA, name: None})
+    assert name not in target_config(pair_of("llama"), {**LLAMA, name: None})
 
 
 @pytest.mark.parametrize(
@@ -214,12 +246,12 @@ def test_null_says_nothing(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_llama_may_say_what_is_so_anyway(name: str, value: Any) -> None:
-    assert name not in target_config(FAMILIES["llama"], {**LLAMA, name: value})
+    assert name not in target_config(pair_of("llama"), {**LLAMA, name: value})
 
 
 def test_a_mistral_keeps_its_window() -> None:
     config = {**LLAMA, "model_type": "mistral"}
-    mistral = FAMILIES["mistral"]
+    mistral = pair_of("mistral")
     assert target_config(mistral, config)["sliding_window"] == 4096  # the class's default
     assert target_config(mistral, {**config, "sliding_window": None})["sliding_window"] is None
     assert target_config(mistral, {**config, "sliding_window": 77})["sliding_window"] == 77
@@ -237,8 +269,8 @@ def test_all_problems_are_told_at_once() -> None:
 def test_an_unknown_field_passes_when_the_user_says_so() -> None:
     config = {**LLAMA, "favourite_colour": "blue"}
     assert "favourite_colour = 'blue': not known to have a counterpart" in refused(config).what
-    result = target_config(FAMILIES["llama"], config, ("favourite_colour",))
-    assert result == target_config(FAMILIES["llama"], LLAMA)
+    result = target_config(pair_of("llama"), config, ("favourite_colour",))
+    assert result == target_config(pair_of("llama"), LLAMA)
 
 
 def test_a_long_value_is_cut() -> None:
@@ -440,7 +472,7 @@ DIALECTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_every_rope_dialect_gives_the_same_fields(dialect: str) -> None:
-    result = target_config(FAMILIES["llama"], {**LLAMA, **DIALECTS[dialect]})
+    result = target_config(pair_of("llama"), {**LLAMA, **DIALECTS[dialect]})
     assert {name: result[name] for name in ROPE_FIELDS if name in result} == {
         "rope_theta": 5e4,
         "rope_scaling": {"rope_type": "llama3", **LLAMA3},
@@ -469,16 +501,16 @@ def test_every_rope_dialect_gives_the_same_fields(dialect: str) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", MIXTRALS)
 def test_transformers_reads_the_same_from_input_and_output(name: str, rope: dict[str, Any]) -> None:
     config = {**LLAMA, "model_type": name, **rope}
     # As it is read from disk: the classes change the dicts that they are given.
     dense = CONFIGS[name](**json.loads(json.dumps(config)))
-    moe = MixtralConfig(**json.loads(json.dumps(target_config(FAMILIES[name], config))))
+    moe = MixtralConfig(**json.loads(json.dumps(target_config(pair_of(name), config))))
     read = {key: value for key, value in dense.rope_parameters.items() if key not in ("partial_rotary_factor", "type")}
     assert moe.rope_parameters == read
     # Programs made for transformers 4 read only these.
-    old = target_config(FAMILIES[name], config)
+    old = target_config(pair_of(name), config)
     assert old["rope_theta"] == dense.rope_parameters["rope_theta"]
     scaled = dense.rope_parameters["rope_type"] != "default"
     assert old.get("rope_scaling", {}).get("rope_type") == (dense.rope_parameters["rope_type"] if scaled else None)
@@ -567,9 +599,9 @@ def test_rope_settings_must_be_an_object(name: str) -> None:
 
 
 def test_the_length_before_scaling_is_carried_where_it_stood() -> None:
-    result = target_config(FAMILIES["llama"], {**LLAMA, "original_max_position_embeddings": 4096})
+    result = target_config(pair_of("llama"), {**LLAMA, "original_max_position_embeddings": 4096})
     assert result["original_max_position_embeddings"] == 4096
 
 
-def test_rules_are_of_the_known_kinds(family: Family) -> None:
-    assert all(isinstance(rule, Rule) for rule in family.fields.values())
+def test_rules_are_of_the_known_kinds(pair: Pair) -> None:
+    assert all(isinstance(rule, Rule) for rule in pair.fields.values())

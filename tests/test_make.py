@@ -54,6 +54,9 @@ def plan(tmp_path: Path) -> Plan:
         exact=True,
         active_experts=1,
         total_experts=2,
+        layers=1,
+        cache_width=8,
+        longest=64,
     )
 
 
@@ -156,10 +159,10 @@ def test_an_adapter_that_changes_meanwhile(plan: Plan, making: Making) -> None:
         make(plan, making, lambda *_: b"", change)
 
 
-def test_an_account_of_a_config_without_head_dim(plan: Plan) -> None:
+def test_an_account_counts_the_cache(plan: Plan) -> None:
     counted = account(plan, 2)
-    # keys and values: 2 x 2 heads of 8 / 4 values, 64 tokens, 4 bytes; the weights: 352 values
-    assert counted.run_memory == 2 * 2 * 2 * 64 * 4 + 352 * 4
+    # keys and values: 8 of each token, 64 tokens, 4 bytes; the weights: 352 values
+    assert counted.run_memory == 8 * 64 * 4 + 352 * 4
     assert [part.role for part in counted.parts] == ["attention", "shared", "experts"]
     assert counted.computed == (192 + 96) * 4
     assert parameters(plan) == (counted.total, counted.active) == (352, 256)

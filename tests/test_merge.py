@@ -13,9 +13,10 @@ from tests.conftest import edit_json
 from tests.drawn_adapters import draw_adapter, formula_model, scale_tensors
 from tests.merging import logits_error, run_merge
 from tests.test_compact import float32_copy
-from upcycle.adapt import build, changes, proof, reread
+from upcycle.adapt import changes, proof, reread
 from upcycle.adapt.depth import memory_needed
 from upcycle.adapt.merge import _drafted, merge, rehearse
+from upcycle.build import builder
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import CheckpointError, InputError, RecipeError, UnsupportedError, UpcycleError
 from upcycle.plan.report import Report
@@ -397,9 +398,9 @@ def test_a_rounded_merge_that_computes_something_else_is_not_put_in_place(
 ) -> None:
     """Where rounding is expected, a wrong plan would hide behind it: the plan in float32 has no such excuse."""
     adapter = draw_adapter(tiny, tmp_path / "adapter", "bottleneck", std=0.1)
-    right = build._Target.full_config
+    right = builder._Layout.config
     run_merge(adapter, tiny, tmp_path / "sound", proven=True, dtype="bf16")
-    monkeypatch.setattr(build._Target, "full_config", lambda self: {**right(self), "num_experts_per_tok": 1})
+    monkeypatch.setattr(builder._Layout, "config", lambda *args: {**right(*args), "num_experts_per_tok": 1})
     with pytest.raises(UpcycleError, match="does not compute what the adapter does; logits: differ by"):
         run_merge(adapter, tiny, tmp_path / "out", proven=True, dtype="bf16")
     assert not (tmp_path / "out").exists()

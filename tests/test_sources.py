@@ -86,6 +86,7 @@ def expected(source: Part) -> torch.Tensor:
         return torch.cat([expected(part) for part in source.parts])
     if isinstance(source, Columns):
         return torch.cat([expected(part).reshape(source.rows, -1) for part in source.parts], dim=1)
+    assert isinstance(source, Copy | Scaled | LowRank | RowScaled)
     tensor = loaded(source.tensor)
     if isinstance(source, Scaled):
         return tensor * source.factor

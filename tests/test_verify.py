@@ -21,7 +21,7 @@ from upcycle.checkpoint.header import read_header
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.convert.parity import run_both
 from upcycle.errors import CheckpointError, InputError
-from upcycle.families.match import find_family
+from upcycle.families.config import find_pair
 from upcycle.moe.probe import LEARNING_RATE, probe_layer
 from upcycle.pipeline.stages import convert, verify
 from upcycle.plan.report import Report
@@ -252,7 +252,7 @@ def test_figures_are_those_of_stock_transformers(tiny: Path, converted: Converte
     moe = converted(tiny, noise=0.3)  # noise, so that the gradients are not zero
     one, other = open_checkpoint(tiny), open_checkpoint(moe)
     ids = random_ids(96, 40)
-    parity = run_both(one, other, find_family(one.config), ids)
+    parity = run_both(one, other, find_pair(one.config), ids)
     stock_dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     stock = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32)
     with torch.no_grad():
@@ -271,11 +271,11 @@ def test_figures_are_those_of_stock_transformers(tiny: Path, converted: Converte
 def test_the_gradient_after_a_step_is_what_autograd_gives(tiny: Path, converted: Converted) -> None:
     """The probe's closed form against a stock layer whose down projections really make the step."""
     stock = AutoModelForCausalLM.from_pretrained(converted(tiny), dtype=torch.float32, experts_implementation="eager")
-    layer, family = stock.model.layers[0], find_family(open_checkpoint(tiny).config)
+    layer, target = stock.model.layers[0], find_pair(open_checkpoint(tiny).config).target
     torch.manual_seed(0)
     hidden, above = torch.randn(1, 20, 32), torch.randn(1, 20, 32)
     positions = stock.model.rotary_emb(hidden, position_ids=torch.arange(20)[None])
-    gradient, below = probe_layer(layer, family, hidden, {"position_embeddings": positions}, above)
+    gradient, below = probe_layer(layer, target, hidden, {"position_embeddings": positions}, above)
 
     layer.requires_grad_(True)
     layer.zero_grad()

@@ -21,6 +21,7 @@ from upcycle.adapt.compose import Composed, compose
 from upcycle.adapt.lora_files import read_lora
 from upcycle.adapt.prototypes import prototypes
 from upcycle.adapters import ExpertsConfig
+from upcycle.build.adapter_experts import PEFT_PREFIX, linear_shapes, module_name, modules_of, router_name
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.place import RECEIPT_FILE, check_out
@@ -41,9 +42,6 @@ from upcycle.plan.make import output_path
 from upcycle.plan.receipt import FORMAT, Origin, as_text
 from upcycle.requests import recorded
 from upcycle.requests.attach import Attach
-
-PREFIX = "base_model.model."
-"""Of peft: what the names in an adapter's file have before those of the model."""
 
 MULTIPLE = 8
 """Of which the width of an expert must be a multiple, for stock transformers to run it in 16 bits (grouped_mm)."""
@@ -79,6 +77,7 @@ def attach(base: Path, request: Attach, loras: Sequence[Path] = ()) -> Attached:
     out = output_path(request.out)
     checkpoint = open_checkpoint(base)
     matched = match(checkpoint)
+    modules_of(matched.dense)  # or there is nothing to attach to
     _check_width(request, checkpoint)
     check_out(out, (base, *loras), overwrite=request.overwrite)
     draft = _single_lora(matched, request, checkpoint) if request.baseline else _experts(matched, request, base, loras)
@@ -158,35 +157,35 @@ def _composed(matched: Match, request: Attach, base: Path, loras: Sequence[Path]
 def _fill(tensors: dict[str, Tensor], composed: Composed, matched: Match, request: Attach) -> None:
     """Put the LoRAs' own matrices, and routers made of them, where the drawn ones are."""
     for name, value in composed.tensors.items():
-        assert tensors[PREFIX + name].shape == value.shape  # noqa: S101 - both come from the same request
-        tensors[PREFIX + name] = value.contiguous()
+        assert tensors[name].shape == value.shape  # noqa: S101 - both come from the same request
+        tensors[name] = value.contiguous()
     if request.start == "prototypes":
-        block = matched.family.names.block
         for layer in (layer for layer, count in enumerate(composed.per_layer) if count):
-            rows = prototypes(composed.layer(layer, block), request.from_lora)
-            tensors[f"{PREFIX}model.layers.{layer}.{block}.upcycle_router.weight"] = rows
+            rows = prototypes(composed.layer(layer), request.from_lora)
+            tensors[router_name(matched.dense, layer)] = rows
 
 
 def _single_lora(matched: Match, request: Attach, checkpoint: Checkpoint) -> _Draft:
     """A plain LoRA of the FFN whose rank gives it about as many parameters as the experts and routers would have."""
-    names, layers = matched.family.names, range(matched.sizes["L"])
+    names = modules_of(matched.dense)
     wanted = _experts(matched, request, checkpoint.directory, ())
     attention = [name for name in names.attention if request.attention_rank]
     own = sum(value.numel() for name, value in wanted.tensors.items() if "upcycle_lora" not in name)
+    linear, ffn = linear_shapes(matched), (names.gate, names.up, names.down)
     shapes = {
-        f"model.layers.{layer}.{name}": checkpoint.tensors[f"model.layers.{layer}.{name}.weight"].shape
-        for layer in layers
-        for name in (names.gate, names.up, names.down, *attention)
+        (module_name(matched.dense, layer, name), name): linear[name]
+        for layer in range(matched.layers)
+        for name in (*ffn, *attention)
     }
-    unit = sum(sum(shape) for name, shape in shapes.items() if name.split(".", 3)[3] not in attention)
+    unit = sum(sum(shape) for (_, name), shape in shapes.items() if name in ffn)
     rank = max(1, round(own / unit))
     tensors: dict[str, Tensor] = {}
-    for name, (outputs, inputs) in shapes.items():
-        update = LowRank(inputs, outputs, _rank_of(name, rank, request, attention), scaling=1.0)
+    for (name, module), (outputs, inputs) in shapes.items():
+        update = LowRank(inputs, outputs, rank if module in ffn else request.attention_rank, scaling=1.0)
         seed = hashlib.sha256(f"{request.seed}:{name}".encode()).digest()
         update.draw(torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1))
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.lora_A.detach()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.lora_B.detach()
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = update.lora_A.detach()
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = update.lora_B.detach()
     last = [name.rpartition(".")[2] for name in attention]
     config = LoraConfig(
         r=rank,
@@ -198,10 +197,6 @@ def _single_lora(matched: Match, request: Attach, checkpoint: Checkpoint) -> _Dr
     )
     total, of = (sum(value.numel() for value in values.values()) for values in (tensors, wanted.tensors))
     return _Draft(config, tensors, (), (f"a LoRA of rank {rank}: {total:,} parameters where the experts have {of:,}",))
-
-
-def _rank_of(name: str, rank: int, request: Attach, attention: Sequence[str]) -> int:
-    return request.attention_rank if name.split(".", 3)[3] in attention else rank
 
 
 def _base_name(base: Path) -> tuple[str, str | None]:

@@ -21,16 +21,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from upcycle.adapt.lora_files import Delta, Lora
-from upcycle.adapt.placed import Dense, Placed, leaf, leaves_of, place_updates
+from upcycle.adapt.placed import Linears, Placed, leaf, leaves_of, place_updates
+from upcycle.build.adapter_experts import expert_name, module_name, update_names
 from upcycle.errors import InputError, RecipeError
+from upcycle.families.dense.dense import Dense
 from upcycle.families.match import Match
 from upcycle.requests.attach import AttentionDeltas
 
 
 @dataclass(frozen=True)
 class Composed:
-    """Experts made of LoRAs, under the names that an adapter has them, without peft's `base_model.model.`."""
+    """Experts made of LoRAs, under the names that an adapter's file has them."""
 
+    dense: Dense  # the model's architecture
     experts: int
     per_layer: tuple[int, ...]  # experts of every layer: all, or none
     rank: int
@@ -38,9 +41,9 @@ class Composed:
     tensors: Mapping[str, Tensor]  # float32; their scaling is 1
     notes: tuple[str, ...]  # what a user should know of it
 
-    def layer(self, index: int, block: str) -> dict[str, Tensor]:
-        """Return the experts of one layer by their short names, `gate_A` to `down_B`; `block` is Names.block."""
-        prefix = f"model.layers.{index}.{block}.upcycle_experts."
+    def layer(self, index: int) -> dict[str, Tensor]:
+        """Return the experts of one layer by their short names, `gate_A` to `down_B`."""
+        prefix = expert_name(self.dense, index, "")
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
 
@@ -63,7 +66,7 @@ def compose(
     """
     if not loras:
         raise RecipeError("no LoRA to make experts of", option="from_lora")
-    dense = Dense.of(matched)
+    dense = Linears.of(matched)
     placed = [place_updates(lora, dense) for lora in loras]
     _refuse_without_ffn(loras, placed, dense)
     if attention == "refuse":
@@ -83,10 +86,10 @@ def compose(
         *_expert_notes(loras, placed, dense, per_layer, rank),
         *_attention_notes(loras, placed, dense, attention, attention_rank),
     )
-    return Composed(len(loras), per_layer, rank, attention_rank, tensors, notes)
+    return Composed(matched.dense, len(loras), per_layer, rank, attention_rank, tensors, notes)
 
 
-def _refuse_without_ffn(loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense) -> None:
+def _refuse_without_ffn(loras: Sequence[Lora], placed: Sequence[Placed], dense: Linears) -> None:
     without = [
         f"{lora} updates {leaves_of(deltas, dense)}"
         for lora, deltas in zip(loras, placed, strict=True)
@@ -102,7 +105,7 @@ def _refuse_without_ffn(loras: Sequence[Lora], placed: Sequence[Placed], dense: 
         )
 
 
-def _refuse_attention(loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense) -> None:
+def _refuse_attention(loras: Sequence[Lora], placed: Sequence[Placed], dense: Linears) -> None:
     having = [
         f"{lora} updates {leaves}"
         for lora, deltas in zip(loras, placed, strict=True)
@@ -116,7 +119,7 @@ def _refuse_attention(loras: Sequence[Lora], placed: Sequence[Placed], dense: De
         )
 
 
-def _check_shared(loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense) -> None:
+def _check_shared(loras: Sequence[Lora], placed: Sequence[Placed], dense: Linears) -> None:
     for layer in range(dense.layers):
         for name in dense.ffn:
             having = [(lora, deltas[layer, name]) for lora, deltas in zip(loras, placed, strict=True)
@@ -138,23 +141,23 @@ def _check_shared(loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense)
 
 
 def _expert_tensors(
-    placed: Sequence[Placed], dense: Dense, per_layer: Sequence[int], rank: int, shared_a: bool
+    placed: Sequence[Placed], dense: Linears, per_layer: Sequence[int], rank: int, shared_a: bool
 ) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for layer in (layer for layer, experts in enumerate(per_layer) if experts):
-        prefix = f"model.layers.{layer}.{dense.names.block}.upcycle_experts."
         for part, name in zip(("gate", "up", "down"), dense.ffn, strict=True):
             outputs, inputs = dense.shapes[name]
             zero = Delta(torch.zeros(0, inputs), torch.zeros(outputs, 0), 1.0)
             deltas = [deltas.get((layer, name), zero) for deltas in placed]
             readers = [max(deltas, key=lambda delta: delta.rank)] if shared_a else deltas
-            tensors[f"{prefix}{part}_A"] = torch.stack([_more_rows(delta.A_RX, rank) for delta in readers])
-            tensors[f"{prefix}{part}_B"] = torch.stack([_more_columns(delta.B_YR, rank) for delta in deltas])
+            a, b = (expert_name(dense.dense, layer, f"{part}_{letter}") for letter in "AB")
+            tensors[a] = torch.stack([_more_rows(delta.A_RX, rank) for delta in readers])
+            tensors[b] = torch.stack([_more_columns(delta.B_YR, rank) for delta in deltas])
     return tensors
 
 
 def _attention_tensors(
-    placed: Sequence[Placed], dense: Dense, policy: AttentionDeltas
+    placed: Sequence[Placed], dense: Linears, policy: AttentionDeltas
 ) -> tuple[int, dict[str, Tensor]]:
     """Return the rank and the tensors of one update that is the mean or sum: ranks one after the other."""
     places = [(layer, name) for layer in range(dense.layers) for name in dense.names.attention]
@@ -166,10 +169,10 @@ def _attention_tensors(
     tensors: dict[str, Tensor] = {}
     for (layer, name), deltas in having.items():
         outputs, inputs = dense.shapes[name]
-        prefix = f"model.layers.{layer}.{name}.upcycle_lora."
+        a, b = update_names(module_name(dense.dense, layer, name))
         A_RX = torch.cat([torch.zeros(0, inputs), *(delta.A_RX for delta in deltas)])
         B_YR = torch.cat([torch.zeros(outputs, 0), *(delta.B_YR * share for delta in deltas)], dim=1)
-        tensors[f"{prefix}lora_A"], tensors[f"{prefix}lora_B"] = _more_rows(A_RX, rank), _more_columns(B_YR, rank)
+        tensors[a], tensors[b] = _more_rows(A_RX, rank), _more_columns(B_YR, rank)
     return rank, tensors
 
 
@@ -199,7 +202,7 @@ def _model_name(place: str) -> str:
 
 
 def _expert_notes(
-    loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense, per_layer: Sequence[int], rank: int
+    loras: Sequence[Lora], placed: Sequence[Placed], dense: Linears, per_layer: Sequence[int], rank: int
 ) -> list[str]:
     notes = []
     bare = [layer for layer, experts in enumerate(per_layer) if not experts]
@@ -223,7 +226,7 @@ def _expert_notes(
 
 
 def _attention_notes(
-    loras: Sequence[Lora], placed: Sequence[Placed], dense: Dense, policy: AttentionDeltas, rank: int
+    loras: Sequence[Lora], placed: Sequence[Placed], dense: Linears, policy: AttentionDeltas, rank: int
 ) -> list[str]:
     if policy == "drop":
         return [

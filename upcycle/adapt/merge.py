@@ -6,14 +6,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from upcycle.adapt.build import build_merge
 from upcycle.adapt.changes import refuse_unchanged
-from upcycle.adapt.draft import Draft
-from upcycle.adapt.saved import Saved, open_saved
+from upcycle.adapt.draft import Draft, changes_of
+from upcycle.build.adapter_experts import AdapterExperts, open_experts
+from upcycle.build.merge import check_mergeable, plan_merge
 from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import UpcycleError
 from upcycle.families.match import match
+from upcycle.families.targets import DEFAULT_COMPACT
 from upcycle.plan.account import Account, account
 from upcycle.plan.execute import Advance
 from upcycle.plan.make import Making, make, output_path, worker_count
@@ -80,21 +81,22 @@ def merge(adapter: Path, base: Path, request: Merge, start: Callable[[int], Adva
     return replace(_counted(drafted, checkpoint, saved), report=reports[-1])
 
 
-def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoint, Saved]:
+def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoint, AdapterExperts]:
     checkpoint = open_checkpoint(base)
-    matched = match(checkpoint)
-    saved = open_saved(adapter, matched)
+    saved = open_experts(adapter, match(checkpoint))
     saved.adapter.check_base(base)
-    drafted = build_merge(checkpoint, matched, saved, request)
+    check_mergeable(saved, request)
+    matched = match(checkpoint, target=(request.target or DEFAULT_COMPACT) if request.to == "compact" else None)
+    plan = plan_merge(checkpoint, matched, saved, request)
+    drafted = Draft(plan, tuple(changes_of(plan, checkpoint, matched, saved)))
     refuse_unchanged(drafted, adapter)
     return drafted, checkpoint, saved
 
 
-def _counted(drafted: Draft, checkpoint: Checkpoint, saved: Saved) -> Merged:
-    counted = account(drafted.plan, worker_count())
+def _counted(drafted: Draft, checkpoint: Checkpoint, saved: AdapterExperts) -> Merged:
     return Merged(
         plan=drafted.plan,
-        account=replace(counted, reader_limits=(*counted.reader_limits, *drafted.limits)),
+        account=account(drafted.plan, worker_count()),
         base_bytes=sum(header.size for header in checkpoint.headers.values()),
         adapter_bytes=saved.weights.stat().st_size,
     )

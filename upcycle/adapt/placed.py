@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from upcycle.adapt.lora_files import Delta, Lora
+from upcycle.build.adapter_experts import linear_shapes, modules_of
 from upcycle.errors import InputError
-from upcycle.families.family import Names
+from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.match import Match
 
 
 @dataclass(frozen=True)
-class Dense:
-    """What LoRAs must fit."""
+class Linears:
+    """The linear layers that LoRAs must fit."""
 
-    names: Names
+    dense: Dense
+    names: Modules
     layers: int
     shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the linear layers that experts and attention have
 
@@ -27,27 +29,22 @@ class Dense:
         return (self.names.gate, self.names.up, self.names.down)
 
     @classmethod
-    def of(cls, matched: Match) -> "Dense":
-        """Return what the model of `matched` asks of a LoRA."""
-        names, rows = matched.family.names, {row.source: row.shape for row in matched.family.tensors}
-        shapes = {
-            name: matched.shape(rows[f"model.layers.{{layer}}.{name}.weight"])
-            for name in (names.gate, names.up, names.down, *names.attention)
-        }
-        return cls(names, matched.sizes["L"], shapes)
+    def of(cls, matched: Match) -> "Linears":
+        """Return those of the model of `matched`."""
+        return cls(matched.dense, modules_of(matched.dense), matched.layers, linear_shapes(matched))
 
 
 Placed = Mapping[tuple[int, str], Delta]
 """A LoRA's updates by layer and linear layer, their scale folded into B."""
 
-_MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 
-
-def place_updates(lora: Lora, dense: Dense) -> Placed:
+def place_updates(lora: Lora, dense: Linears) -> Placed:
     """Find every update's place in the base; raise InputError for one that has none."""
+    layer_of = re.escape(dense.dense.spine.layer).replace(r"\{layer\}", "(0|[1-9][0-9]{0,8})")
+    named = re.compile(rf"{layer_of}\.(.+)")
     result: dict[tuple[int, str], Delta] = {}
     for module, delta in lora.deltas.items():
-        match = _MODULE.fullmatch(module)
+        match = named.fullmatch(module)
         if match is None or match[2] not in dense.shapes:
             raise InputError(
                 f"updates {module}, which is no linear layer of an FFN or an attention",
@@ -85,7 +82,7 @@ def _said_base(lora: Lora) -> str | None:
     return f"the adapter names {ascii(lora.base)[:120]} as its base" if lora.base else None
 
 
-def leaves_of(deltas: Placed, dense: Dense, among: Sequence[str] | None = None) -> str:
+def leaves_of(deltas: Placed, dense: Linears, among: Sequence[str] | None = None) -> str:
     """What a LoRA updates, as people say it: `q_proj, v_proj`."""
     found = {name for _, name in deltas}
     return ", ".join(leaf(name) for name in dense.shapes if name in found and (among is None or name in among))

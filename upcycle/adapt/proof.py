@@ -93,7 +93,7 @@ def prove(draft: Draft, wide: Draft, base: Checkpoint, adapter: Path, output: Pa
 
 def _report_depth(report: Report, draft: Draft, base: Checkpoint, adapter: Adapter, tokens: int, asked: int) -> int:
     """Return how many first layers are run: those asked for, else as many as fit; say so unless it is all of them."""
-    layers = draft.plan.config["num_hidden_layers"]
+    layers = draft.plan.layers
     ours = {spec.name: spec.elements for spec in (*base.tensors.values(), *adapter.tensors.values())}
     theirs = {write.name: write.elements for write in draft.plan.writes}
     beside = LOGITS_HELD * FLOAT_BYTES * tokens * base.config["vocab_size"]

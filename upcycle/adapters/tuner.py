@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 import upcycle
 from upcycle.adapters.config import ExpertsConfig, spread_over_depth
 from upcycle.adapters.layers import AdapterLayer, ExpertsLayer, LowRankLayer
-from upcycle.families.table import FAMILIES
+from upcycle.families.dense import DENSE
 from upcycle.moe.adapters import (
     AdapterRouter,
     BottleneckExperts,
@@ -46,17 +46,19 @@ class ExpertsModel(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = AdapterLayer
-    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - peft's name; the families table has the names
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - peft's name; the families have the names
 
     def _prepare_adapter_config(self, peft_config: ExpertsConfig, model_config: dict[str, Any]) -> ExpertsConfig:
-        family = FAMILIES.get(str(model_config.get("model_type")))
-        if (peft_config.ffn is None or peft_config.attention is None) and family is None:
+        dense = DENSE.get(str(model_config.get("model_type")))
+        modules = dense.modules if dense else None
+        if (peft_config.ffn is None or peft_config.attention is None) and modules is None:
+            known = [name for name, each in DENSE.items() if each.modules]
             raise ValueError(
                 f"no module names are known for a model of the type {model_config.get('model_type')}, "
-                f"expected one of {', '.join(FAMILIES)}; ExpertsConfig(ffn=..., attention=...) names them"
+                f"expected one of {', '.join(known)}; ExpertsConfig(ffn=..., attention=...) names them"
             )
-        if family is not None:
-            names = asdict(family.names)
+        if modules is not None:
+            names = asdict(modules)
             attention = list(names.pop("attention"))
             peft_config.ffn = peft_config.ffn or names
             peft_config.attention = attention if peft_config.attention is None else peft_config.attention

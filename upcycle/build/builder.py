@@ -1,150 +1,194 @@
-"""From a checkpoint and a request to a plan. Reads headers and side files, never weights."""
+"""Builds the plan of a mixture of experts from a dense model, however its experts and routers are made.
 
-import json
-from collections.abc import Mapping
+Reads headers and side files, never weights.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from upcycle.build.methods import METHODS, is_exact
-from upcycle.build.routers import check_router_can_learn, initial_router
-from upcycle.checkpoint.header import TensorSpec
-from upcycle.checkpoint.reader import (
-    CHAT_TEMPLATE_FILES,
-    GENERATION_FILE,
-    TOKENIZER_FILES,
-    Checkpoint,
-    present_files,
-)
-from upcycle.errors import InputError, UnsupportedError
-from upcycle.families.family import TensorRow
-from upcycle.families.match import Match, match
+from upcycle.build.experts import Experts, Ffn, Slot
+from upcycle.build.routers import RouterSlot
+from upcycle.checkpoint.header import Header, TensorSpec
+from upcycle.checkpoint.reader import Checkpoint
+from upcycle.errors import UnsupportedError
+from upcycle.families.config import longest_sequence
+from upcycle.families.match import Match
+from upcycle.families.parts import HEAD, Tensor, dimension
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
-from upcycle.plan.sources import Copy, Source, reads
-from upcycle.requests import Conversion
+from upcycle.plan.sources import Copy, Part, Scaled, Source, Stacked, Zeros, reads
 
 
-def build_plan(checkpoint: Checkpoint, request: Conversion) -> Plan:
-    """Return the whole plan of converting `checkpoint`.
+@dataclass(frozen=True)
+class Order:
+    """What a plan is built from, beside the dense model."""
 
-    Raises CheckpointError, UnsupportedError or RecipeError for all that would go wrong, before a byte is written.
-    """
-    matched = match(checkpoint, request.ignore_config)
-    check_router_can_learn(matched.family, request)
-    _check_count(matched, request)
-    writes = _writes(matched, checkpoint, request)
+    experts: Callable[[Ffn, Slot], Experts]
+    count: int  # experts of each layer
+    top_k: int
+    router: Callable[[RouterSlot], Source]
+    carried: Callable[[TensorSpec], Source]  # of everything that is no FFN
+    seed: int
+    dtype: str  # as `requests` has it: keep, f32, f16, bf16
+    shard_bytes: int
+    files: Mapping[str, Path]  # to be copied beside the weights
+    headers: Mapping[str, Header]  # of the files that are read, by their names in the receipt
+    preserves: bool = True  # False: the request itself changes what is computed
+
+
+def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
+    """Return the whole plan; raise UnsupportedError for all that would go wrong, before a byte is written."""
+    _check_count(matched, order)
+    layout = _Layout(base, matched, order)
+    writes = layout.writes()
     if any(write.dtype == "F64" for write in writes):
         raise UnsupportedError(
-            f"no {matched.family.moe} runs in float64",
-            where=checkpoint.directory,
+            f"no {matched.target.model_type} runs in float64",
+            where=base.directory,
             hint="--dtype f32 rounds the weights",
         )
-    exact = is_exact(request) and all(write.lossless for write in writes)
+    config = layout.config(writes)
     return Plan(
-        shards=lay_out(writes, request.shard_bytes()),
-        config=_config(matched, request, writes),
-        files=_side_files(checkpoint, request),
-        sources={name: {"size": h.size, "header_sha256": h.sha256} for name, h in sorted(checkpoint.headers.items())},
-        exact=exact,
-        active_experts=request.top_k,
-        total_experts=request.experts,
+        shards=lay_out(writes, order.shard_bytes),
+        config=config,
+        files=order.files,
+        sources={name: {"size": h.size, "header_sha256": h.sha256} for name, h in sorted(order.headers.items())},
+        exact=not layout.inexact and all(write.lossless for write in writes),
+        active_experts=order.top_k,
+        total_experts=order.count,
+        layers=matched.layers,
+        cache_width=2 * matched.sizes["K"] * matched.layers,
+        longest=longest_sequence(config),
+        reader_limits=matched.target.reader_limits(config),
     )
 
 
-def _check_count(matched: Match, request: Conversion) -> None:
-    rows = matched.family.tensors
-    layers = matched.sizes["L"]
-    count = sum((layers if row.per_layer else 1) * (request.experts if row.per_expert else 1) for row in rows)
+def _check_count(matched: Match, order: Order) -> None:
+    layers = matched.layers
+    count = sum(
+        (layers if tensor.per_layer else 1) * (order.count if tensor.per_expert else 1)
+        for tensor in matched.target.tensors
+    )
     if count > MAX_TENSORS:
         raise UnsupportedError(
             "too many tensors",
-            found=f"{count:,} for {request.experts:,} experts in each of {layers} layers",
+            found=f"{count:,} for {order.count:,} experts in each of {layers} layers",
             expected=f"at most {MAX_TENSORS:,}",
             hint="fewer --experts",
         )
 
 
-def _writes(matched: Match, checkpoint: Checkpoint, request: Conversion) -> list[Write]:
-    """Every output tensor, in the order of the source file, experts side by side."""
-    writes: list[Write] = []
-    for row in matched.family.tensors:
-        for layer in range(matched.sizes["L"]) if row.per_layer else (0,):
-            writes += _row_writes(row, layer, matched, checkpoint, request)
-    order = {spec: number for number, spec in enumerate(checkpoint.tensors.values())}
-    return sorted(writes, key=lambda write: min((order[spec] for spec in reads(write.source)), default=len(order)))
+class _Layout:
+    """Places every part of the mixture in its tensor."""
+
+    def __init__(self, base: Checkpoint, matched: Match, order: Order) -> None:
+        self._base, self._matched, self._order = base, matched, order
+        self._asked = DTYPES.get(order.dtype)
+        used = [name for _, _, name in matched.dense.tensors(matched.layers) if name in base.tensors]
+        self._main = self._asked or main_dtype(base.tensors[name] for name in used)
+        self._own = {header.path for header in base.headers.values()}
+        self._experts = [self._experts_of(layer) for layer in range(matched.layers)]
+        first = self._experts[0]
+        self._sizes = {
+            **matched.sizes,
+            "E": order.count,
+            "M": first.ffns[0].width,
+            "S": first.shared.width if first.shared else 0,
+        }
+        self.inexact = next((made.inexact for made in self._experts if made.inexact), None)
+
+    def writes(self) -> list[Write]:
+        """Return every output tensor, in the order of the source file, experts side by side."""
+        tensors = self._matched.target.tensors
+        writes = [write for tensor in tensors if not tensor.per_layer for write in self._writes_of(tensor, 0)]
+        for layer in range(self._matched.layers):
+            writes += [write for tensor in tensors if tensor.per_layer for write in self._writes_of(tensor, layer)]
+        order = {(spec.path, name): number for number, (name, spec) in enumerate(self._base.tensors.items())}
+        last = len(order)
+
+        def first_read(write: Write) -> int:
+            return min((order.get((spec.path, spec.name), last) for spec in reads(write.source)), default=last)
+
+        return sorted(writes, key=first_read)
+
+    def config(self, writes: list[Write]) -> dict[str, Any]:
+        """Return the output's config."""
+        carried, target = self._matched.config, self._matched.target
+        chosen = {**self._sizes, "top_k": self._order.top_k, "scale": self._sizes["H"] ** -0.5}
+        config = dict(carried)
+        config.update({name: chosen[letter] for name, letter in target.fields.items()})
+        config.update({**target.constants, **self._matched.pair.constants})
+        # transformers 5 reads `dtype`, programs made for 4 read `torch_dtype`; by default the dense model's own word
+        named = carried.get("dtype") or carried.get("torch_dtype")
+        word = named if not self._asked and named else DTYPE_WORDS[self._asked or main_dtype(writes)]
+        config["dtype"] = config["torch_dtype"] = word
+        return config
+
+    def _experts_of(self, layer: int) -> Experts:
+        def matrix(name: str) -> Part:
+            spec = self._matched.part(self._base, name, layer)
+            assert spec is not None  # noqa: S101 - `match` has found every tensor but the head
+            return Copy(spec)
+
+        gate = matrix("gate") if "gate" in self._matched.dense.parts else None
+        ffn = Ffn(gate, matrix("up"), matrix("down"), self._matched.sizes["F"])
+        slot = Slot(layer, self._matched.sizes["D"], self._matched.target.has_shared, partial(self._key, layer))
+        return self._order.experts(ffn, slot)
+
+    def _key(self, layer: int, expert: int, matrix: str) -> str:
+        """The key of the values of one matrix: the seed and the tensor's name, or the place in it."""
+        part = f"expert.{matrix}"
+        tensor = next(tensor for tensor in self._matched.target.tensors if part in tensor.parts)
+        name = tensor.name.format(layer=layer, expert=expert)
+        alone = tensor.per_expert and tensor.parts == (part,)
+        return f"{self._order.seed}:{name}" if alone else f"{self._order.seed}:{name}:{expert}:{matrix}"
+
+    def _writes_of(self, tensor: Tensor, layer: int) -> Iterator[Write]:
+        for number in range(self._order.count) if tensor.per_expert else (None,):
+            name = tensor.name.format(layer=layer, expert=number)
+            if tensor.parts == (HEAD,) and self._matched.part(self._base, HEAD) is None:
+                continue
+            shape = tuple(dimension(letters, self._sizes) for letters in tensor.shape)
+            source = self._source(tensor, name, layer, number)
+            yield Write(name, self._dtype(source), shape, tensor.role, source)
+
+    def _source(self, tensor: Tensor, name: str, layer: int, number: int | None) -> Source:
+        if tensor.parts == ("router",):
+            slot = RouterSlot(layer, self._order.count, self._matched.sizes["D"], f"{self._order.seed}:{name}")
+            return self._order.router(slot)
+        if not tensor.parts:
+            return Zeros()
+        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared"):
+            parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
+            return parts[0] if len(parts) == 1 else Stacked(parts)
+        (part,) = tensor.parts
+        spec = self._matched.part(self._base, part, layer)
+        assert spec is not None  # noqa: S101 - as above
+        return self._order.carried(spec)
+
+    def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
+        """Yield the parts of a tensor that are matrices of experts, expert by expert, or of the shared expert."""
+        made = self._experts[layer]
+        ffns = made.ffns if number is None else (made.ffns[number],)
+        for ffn in ffns if tensor.parts[0].startswith("expert.") else (made.shared,):
+            assert ffn is not None  # noqa: S101 - a method fills the shared expert of a target that has one
+            matrices = dict(ffn.matrices())
+            yield from (matrices[part.partition(".")[2]] for part in tensor.parts)
+
+    def _dtype(self, source: Source) -> str:
+        """The dtype asked for, else that of the base's tensors that are read where they agree, else of most of it."""
+        of = {spec.dtype for spec in reads(source) if spec.path in self._own}
+        return self._asked or (of.pop() if len(of) == 1 else self._main)
 
 
-def _row_writes(row: TensorRow, layer: int, matched: Match, checkpoint: Checkpoint, request: Conversion) -> list[Write]:
-    if row.source is None:
-        name = row.target.format(layer=layer)
-        shape = (request.experts, matched.sizes["D"])
-        return [
-            Write(name, _router_dtype(matched, checkpoint, request), shape, row.role, initial_router(name, request))
-        ]
-    spec = checkpoint.tensors.get(row.source.format(layer=layer))
-    if spec is None:  # the head of a model with tied embeddings
-        return []
-    names = [row.target.format(layer=layer, expert=e) for e in range(request.experts if row.per_expert else 1)]
-    return [
-        Write(name, DTYPES.get(request.dtype, spec.dtype), spec.shape, row.role, _source(row, spec, name, request))
-        for name in names
-    ]
-
-
-def _source(row: TensorRow, spec: TensorSpec, target: str, request: Conversion) -> Source:
-    return METHODS[request.method](spec, target, request) if row.per_expert else Copy(spec)
-
-
-def _router_dtype(matched: Match, checkpoint: Checkpoint, request: Conversion) -> str:
-    """The dtype asked for, else that of most of the bytes that are carried over."""
-    used = [name for _, name in matched.family.source_rows(matched.sizes["L"])]
-    tensors = [checkpoint.tensors[name] for name in used if name in checkpoint.tensors]
-    return DTYPES.get(request.dtype) or main_dtype(tensors)
-
-
-def _config(matched: Match, request: Conversion, writes: list[Write]) -> dict[str, Any]:
-    chosen: Mapping[str, int] = {"experts": request.experts, "top_k": request.top_k}
-    config = dict(matched.config)
-    config.update({name: chosen[what] for name, what in matched.family.expert_fields.items()})
-    config.update(matched.family.constants)
-    # transformers 5 reads `dtype`, programs made for 4 read `torch_dtype`
-    config["dtype"] = config["torch_dtype"] = _config_dtype(matched.config, request, writes)
-    return config
-
-
-def _config_dtype(config: Mapping[str, Any], request: Conversion, writes: list[Write]) -> Any:
-    """The word by which readers choose what to run in: the dense model's own, unless another dtype is asked for."""
-    named = config.get("dtype") or config.get("torch_dtype")
-    return named if request.dtype == "keep" and named else DTYPE_WORDS[main_dtype(writes)]
-
-
-def _side_files(checkpoint: Checkpoint, request: Conversion) -> dict[str, Path]:
-    """Tokenizer, chat template and generation config, byte for byte; those asked for in place of the model's own."""
-    directory = checkpoint.directory
-    if request.tokenizer is not None:
-        directory = Path(request.tokenizer)
-        if not present_files(directory, TOKENIZER_FILES):
-            raise InputError("holds no tokenizer", where=directory, expected=" or ".join(TOKENIZER_FILES[:3]))
-    files = [*present_files(directory, (*TOKENIZER_FILES, *CHAT_TEMPLATE_FILES))]
-    files += present_files(checkpoint.directory, (GENERATION_FILE,))
-    named = {path.name: path for path in files}
-    if request.chat_template is not None:
-        template = Path(request.chat_template)
-        if not template.is_file():
-            raise InputError("no such file", where=template, hint="--chat-template names a Jinja file")
-        named = {name: path for name, path in named.items() if name not in CHAT_TEMPLATE_FILES}
-        named[CHAT_TEMPLATE_FILES[0]] = template
-    _check_json(named)
-    return named
-
-
-def _check_json(files: Mapping[str, Path]) -> None:
-    """A broken side file is refused now, not by the reader of the output."""
-    for name, path in files.items():
-        if name.endswith(".json"):
-            try:
-                json.loads(path.read_bytes())
-            except (ValueError, RecursionError) as error:
-                reason = "nested too deeply" if isinstance(error, RecursionError) else ascii(str(error))[1:-1][:200]
-                raise InputError(f"not valid JSON ({reason})", where=path) from None
+def _scaled(part: Part, factor: float) -> Part:
+    if factor == 1:
+        return part
+    if isinstance(part, Copy):
+        return Scaled(part.tensor, factor)
+    assert isinstance(part, Scaled)  # noqa: S101 - shared experts are copies of the dense FFN
+    return replace(part, factor=part.factor * factor)

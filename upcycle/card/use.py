@@ -1,14 +1,13 @@
 """How to load an output, by each program that reads it, and what those do not compute."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from upcycle.card.facts import Facts
 from upcycle.card.markdown import fenced, plain
 from upcycle.card.values import mapping, origin, whole
 from upcycle.checkpoint.adapter import EXPERTS
-from upcycle.families.compact import COMPACT
-from upcycle.families.readers import reader_limits
+from upcycle.families.targets import TARGETS
 
 _VLLM_CHECKED = "With vLLM (not run; its loader's names, shapes and config were compared with those of such a model):"
 
@@ -27,10 +26,8 @@ def use(facts: Facts, repo_id: str) -> str:
 def limits_of_readers(facts: Facts) -> tuple[str, ...]:
     """Return what other programs do not compute of this model, a sentence each."""
     kind = facts.config.get("model_type")
-    known: dict[Any, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {"mixtral": reader_limits}
-    known |= {name: row.reader_limits for name, row in COMPACT.items()}
     try:
-        return known[kind](facts.config) if facts.kind == "model" and isinstance(kind, str) else ()
+        return TARGETS[kind].reader_limits(facts.config) if facts.kind == "model" and isinstance(kind, str) else ()
     except (KeyError, TypeError, AttributeError, ValueError):  # another program's config, or none of a known model
         return ()
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from operator import attrgetter
 from pathlib import Path
@@ -76,6 +76,17 @@ class Header:
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Return the bytes that a tensor of `dtype` and `shape` takes, rounded up to a whole byte."""
     return -(-prod(shape) * DTYPE_BITS[dtype] // 8)
+
+
+def rows_of(spec: TensorSpec, first: int, end: int) -> TensorSpec:
+    """Return where the rows `first` to `end - 1` of a tensor lie: its slice along the first axis, bytes in a row."""
+    row = spec.nbytes // spec.shape[0]
+    return replace(
+        spec,
+        shape=(end - first, *spec.shape[1:]),
+        offset=spec.offset + first * row,
+        nbytes=(end - first) * row,
+    )
 
 
 def read_header(path: Path) -> Header:

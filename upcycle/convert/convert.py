@@ -1,10 +1,10 @@
-"""Carrying out a conversion: what is asked for as a plan, its account, and the receipt of what was made."""
+"""Carries out a conversion: builds the plan, writes the files, writes the receipt."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from upcycle.build.builder import build_plan
+from upcycle.build.conversion import plan_conversion
 from upcycle.build.routers import router_warning
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
@@ -29,8 +29,8 @@ class Draft:
 
 
 def draft(checkpoint: Checkpoint, request: Conversion) -> Draft:
-    """Plan the conversion of `checkpoint`; see `build_plan` for what it raises."""
-    plan = build_plan(checkpoint, request)
+    """Plan the conversion of `checkpoint`; see `plan_conversion` for what it raises."""
+    plan = plan_conversion(checkpoint, request)
     return Draft(plan, account(plan, worker_count(getattr(request, "workers", 0))), router_warning(request))
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from upcycle.checkpoint.reader import Checkpoint
-from upcycle.families.family import Family
+from upcycle.families.pairs import Pair
+from upcycle.families.targets.target import Target
 from upcycle.moe.load import LayerCall, StreamedModel
 from upcycle.moe.measures import RouterMeasures, measure_router
 from upcycle.moe.probe import RouterGradient, probe_layer
@@ -54,20 +55,20 @@ class Parity:
         return self.relative <= TOLERANCE and self.agreement == 1.0
 
 
-def run_both(dense: Checkpoint, moe: Checkpoint, family: Family, ids_BT: Tensor) -> Parity:
+def run_both(dense: Checkpoint, moe: Checkpoint, pair: Pair, ids_BT: Tensor) -> Parity:
     """Return how `moe` compares to `dense` on token ids `(1, T)`."""
     parity = Parity(tokens=ids_BT.shape[1])
-    states, dense_TV = _run(StreamedModel(dense, family), ids_BT)  # not kept: it holds the memory of a layer
+    states, dense_TV = _run(StreamedModel(dense, pair.dense.spine), ids_BT)  # not kept: it holds the memory of a layer
     parity.largest_logit = float(dense_TV.abs().max())
-    model = StreamedModel(moe, family)
-    calls, hidden_BTD = _run_compared(model, ids_BT, states, parity)
+    model = StreamedModel(moe, pair.target.spine, pair.target)
+    calls, hidden_BTD = _run_compared(model, pair.target.router.module, ids_BT, states, parity)
     del states
     moe_TV = model.logits(hidden_BTD[0])
     _compare_logits(parity, dense_TV, moe_TV, ids_BT[0, 1:])
     del dense_TV
     gradient_BTD = _hidden_gradient(model, moe_TV, ids_BT[0, 1:])
     del moe_TV
-    _probe_routers(model, family, calls, gradient_BTD, parity)
+    _probe_routers(model, pair.target, calls, gradient_BTD, parity)
     return parity
 
 
@@ -79,7 +80,7 @@ def _run(model: StreamedModel, ids_BT: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def _run_compared(
-    model: StreamedModel, ids_BT: Tensor, states: list[Tensor], parity: Parity
+    model: StreamedModel, router: str, ids_BT: Tensor, states: list[Tensor], parity: Parity
 ) -> tuple[list[LayerCall], Tensor]:
     """Run the MoE; note each layer's error and router; return how each layer was called and the final states."""
     calls: list[LayerCall] = []
@@ -95,7 +96,7 @@ def _run_compared(
         parity.layers[index].router = measure_router(output[0], output[2])
 
     hooks = [
-        layer.get_submodule(model.family.router).register_forward_hook(
+        layer.get_submodule(router).register_forward_hook(
             lambda _module, _inputs, output, index=index: note_router(index, output)
         )
         for index, layer in enumerate(model.layers)
@@ -141,14 +142,14 @@ def _hidden_gradient(model: StreamedModel, logits_TV: Tensor, targets_T: Tensor)
 
 
 def _probe_routers(
-    model: StreamedModel, family: Family, calls: list[LayerCall], gradient_BTD: Tensor, parity: Parity
+    model: StreamedModel, target: Target, calls: list[LayerCall], gradient_BTD: Tensor, parity: Parity
 ) -> None:
     """Go back through the layers, last to first, with the gradient at the final hidden states."""
     gradient_BTD = _through_norm(model, calls, gradient_BTD)
     for index in reversed(range(len(model.layers))):
         hidden_BTD, kwargs = calls.pop()
         with model.layer(index) as layer:
-            parity.layers[index].gradient, gradient_BTD = probe_layer(layer, family, hidden_BTD, kwargs, gradient_BTD)
+            parity.layers[index].gradient, gradient_BTD = probe_layer(layer, target, hidden_BTD, kwargs, gradient_BTD)
 
 
 def _through_norm(model: StreamedModel, calls: list[LayerCall], gradient_BTD: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ def _through_norm(model: StreamedModel, calls: list[LayerCall], gradient_BTD: Te
     with model.layer(len(model.layers) - 1) as layer, torch.no_grad():
         into_BTD: Any = layer(hidden_BTD, **kwargs)
     norm: Any = model.base.norm
-    with model.reading(norm, "model.norm"), torch.enable_grad():
+    with model.reading(norm, model.spine.norm), torch.enable_grad():
         into_BTD.requires_grad_()
         below_BTD: Tensor = torch.autograd.grad(norm(into_BTD), into_BTD, gradient_BTD)[0]
     return below_BTD

@@ -9,7 +9,7 @@ from math import exp, floor, inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from upcycle.build.builder import build_plan
+from upcycle.build.conversion import plan_conversion
 from upcycle.checkpoint.reader import (
     CHAT_TEMPLATE_FILES,
     CONFIG_FILE,
@@ -21,8 +21,8 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.convert.receipt import request_of
 from upcycle.convert.record import Record
-from upcycle.families.family import Family
-from upcycle.families.match import find_family
+from upcycle.families.config import find_pair
+from upcycle.families.pairs import Pair
 from upcycle.plan.compare import compare_tensors, report_tensors, some
 from upcycle.plan.plan import Plan
 from upcycle.plan.receipt import read_receipt
@@ -58,7 +58,7 @@ def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: S
     moe, dense = open_checkpoint(moe_directory), open_checkpoint(dense_directory)
     receipt = read_receipt(moe)
     record = Record(moe_directory) if request.record else None
-    plan = build_plan(dense, request_of(receipt, moe_directory))
+    plan = plan_conversion(dense, request_of(receipt, moe_directory))
     report = Report()
     _check_plan(report, plan, moe, receipt)
     _check_files(report, moe, receipt)
@@ -130,7 +130,7 @@ def _check_function(
     from upcycle.convert.parity import TOLERANCE, Parity, run_both
     from upcycle.text.read import random_ids, read_text, token_ids
 
-    family = find_family(dense.config)
+    pair = find_pair(dense.config)
     if not plan.exact:
         text = "changed on purpose, by noise or by rounding to another dtype: differences below are expected"
         report.lines.append(Line("function", "note", text))
@@ -146,7 +146,7 @@ def _check_function(
     else:
         ids = random_ids(moe.config["vocab_size"], min(request.tokens, 64))
         report.lines.append(Line("text", "note", "there is no tokenizer: the models run on random tokens"))
-    parity: Parity = run_both(dense, moe, family, ids)
+    parity: Parity = run_both(dense, moe, pair, ids)
     # A method that changes the function on purpose is not at fault, but the reader must see by how much.
     finite = isfinite(parity.relative) and isfinite(parity.dense_loss) and isfinite(parity.moe_loss)
     otherwise: Verdict = "FAIL" if plan.exact or not finite else "note"
@@ -169,7 +169,7 @@ def _check_function(
         f"MoE {parity.moe_loss:.6f} (perplexity {_perplexity(parity.moe_loss):.5g})",
         otherwise=otherwise,
     )
-    report.lines += _layer_lines(plan, family, parity.layers, otherwise)
+    report.lines += _layer_lines(plan, pair, parity.layers, otherwise)
     report.figures["parity"] = {**asdict(parity), "relative": parity.relative, "exact": plan.exact}
 
 
@@ -189,7 +189,7 @@ def _perplexity(loss: float) -> float:
     return exp(loss) if loss < 700 else inf
 
 
-def _layer_lines(plan: Plan, family: Family, layers: list[Any], otherwise: Verdict) -> Iterator[Line]:
+def _layer_lines(plan: Plan, pair: Pair, layers: list[Any], otherwise: Verdict) -> Iterator[Line]:
     """What the layers and their routers do."""
     worst = max(range(len(layers)), key=lambda index: layers[index].error)
     text = f"largest error {layers[worst].error:.1e} of the layer's largest value, in layer {worst}"
@@ -208,7 +208,7 @@ def _layer_lines(plan: Plan, family: Family, layers: list[Any], otherwise: Verdi
         f"busiest expert {_range([r.max_over_mean for r in routers])} times an even share"
         + (f"; {unused} of {plan.total_experts * len(layers)} experts were not used on this text" if unused else ""),
     )
-    yield _gradient_line(layers, exact=plan.exact, dead=plan.active_experts == 1 and family.renormalises)
+    yield _gradient_line(layers, exact=plan.exact, dead=plan.active_experts == 1 and pair.target.router.renormalises)
 
 
 def _gradient_line(layers: list[Any], *, exact: bool, dead: bool) -> Line:

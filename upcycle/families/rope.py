@@ -5,6 +5,7 @@ A reader that misses its dialect falls back to its own default and is silently w
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from upcycle.errors import UnsupportedError
@@ -29,7 +30,17 @@ FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_facto
 """The config fields that this module accounts for."""
 
 
-def rope_fields(config: Mapping[str, Any], default_theta: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Rope:
+    """How a dense class reads its rotary settings."""
+
+    theta: float  # of a config that names none
+    aliases: Mapping[str, str] = field(default_factory=dict)  # old names of rope types -> what the class takes them for
+    only: tuple[str, ...] = ()  # types of scaling that the class knows; empty: all of TYPES
+    original_length: int | None = None  # the class's default of original_max_position_embeddings, if it has that field
+
+
+def rope_fields(config: Mapping[str, Any], rope: Rope) -> dict[str, Any]:
     """Return the output config's rope fields for a source config; raise UnsupportedError if it cannot be expressed."""
     scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
@@ -39,14 +50,16 @@ def rope_fields(config: Mapping[str, Any], default_theta: float) -> dict[str, An
     chosen = dict(scaling or parameters or {})
     if any(isinstance(value, dict) for value in chosen.values()):
         raise UnsupportedError("config.json: rope settings differ between layer types, which the target cannot express")
-    chosen["rope_type"] = chosen.pop("rope_type", None) or chosen.get("type") or "default"
+    kind = chosen.pop("rope_type", None) or chosen.get("type") or "default"
+    chosen["rope_type"] = rope.aliases.get(kind, kind) if isinstance(kind, str) else kind
     chosen.pop("type", None)
-    theta = _first(chosen.pop("rope_theta", None), config.get("rope_theta"), default_theta)
+    theta = _first(chosen.pop("rope_theta", None), config.get("rope_theta"), rope.theta)
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
         raise UnsupportedError("config.json: rope_theta is not a positive number", found=repr(theta)[:60])
     _refuse_partial(chosen, config)
-    _check_settings(chosen)
-    original = config.get("original_max_position_embeddings")
+    _check_settings(chosen, rope.only)
+    scaled = chosen["rope_type"] != "default"
+    original = config.get("original_max_position_embeddings", rope.original_length if scaled else None)
     _check_settings({"rope_type": "default", "original_max_position_embeddings": original})
     return _in_all_dialects(chosen, theta, original)
 
@@ -59,12 +72,12 @@ def _refuse_partial(chosen: dict[str, Any], config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_settings(chosen: Mapping[str, Any]) -> None:
-    """Settings that no reader could use are refused here, not by each reader in its own way."""
-    kind = chosen["rope_type"]
-    if not isinstance(kind, str) or kind not in TYPES:
+def _check_settings(chosen: Mapping[str, Any], only: tuple[str, ...] = ()) -> None:
+    """Refuse settings that no reader could use, so that it is not each reader that does it in its own way."""
+    kind, known = chosen["rope_type"], ("default", *only) if only else tuple(TYPES)
+    if not isinstance(kind, str) or kind not in known:
         raise UnsupportedError(
-            "config.json: unknown rope_type", found=_brief(kind), expected=f"one of {', '.join(TYPES)}"
+            "config.json: unknown rope_type", found=_brief(kind), expected=f"one of {', '.join(known)}"
         )
     missing = [name for name in TYPES[kind] if chosen.get(name) is None]
     if missing:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from upcycle.checkpoint.reader import Checkpoint
-from upcycle.families.family import Family
+from upcycle.families.dense.dense import Spine
+from upcycle.families.targets.target import Target
 from upcycle.plan.values import Floats, read_blocks
 
 VOCABULARY_ROWS = 4096
@@ -30,18 +31,20 @@ LayerCall = tuple[Tensor, dict[str, Any]]
 class StreamedModel:
     """A causal language model that is read layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
-        """Build the stock module tree of the checkpoint's config, without weights."""
+    def __init__(self, checkpoint: Checkpoint, spine: Spine, target: Target | None = None) -> None:
+        """Build the stock module tree of the checkpoint's config, without weights; `target` is given for a mixture."""
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="eager"
             )
         self.tensors = checkpoint.tensors
-        self.family = family
+        self.spine = spine
+        self._target = target
         self.config = config
         self.base: Any = model.eval().requires_grad_(False).model
         self.layers: Sequence[nn.Module] = self.base.layers
+        self._layer_of = {self._name(index): index for index in range(len(self.layers))}
         self._memory: dict[tuple[str, torch.Size], Tensor] = {}
         self.base.rotary_emb = type(self.base.rotary_emb)(config=config)  # its buffers are computed, not stored
 
@@ -50,7 +53,7 @@ class StreamedModel:
 
         `before(layer, call)` sees what each layer is called with.
         """
-        with self._reading_layers(before), self.reading(self.base.norm, "model.norm"), torch.no_grad():
+        with self._reading_layers(before), self.reading(self.base.norm, self.spine.norm), torch.no_grad():
             hidden_BTD: Tensor = self.base(
                 inputs_embeds=embeddings_BTD, use_cache=False, return_dict=True
             ).last_hidden_state
@@ -59,12 +62,12 @@ class StreamedModel:
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Return the embeddings `(B, T, D)`, float32; only the rows that are needed are read."""
         wanted, places = ids_BT.unique(return_inverse=True)
-        rows = [self._rows("model.embed_tokens.weight", int(row), 1) for row in wanted]
+        rows = [self._rows(self.spine.embeddings, int(row), 1) for row in wanted]
         return torch.cat(rows)[places]
 
     def head_blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the output head as (first row, weights `(rows, D)`)."""
-        head = "lm_head.weight" if "lm_head.weight" in self.tensors else "model.embed_tokens.weight"
+        head = self.spine.head if self.spine.head in self.tensors else self.spine.embeddings
         for start in range(0, self.config.vocab_size, VOCABULARY_ROWS):
             yield start, self._rows(head, start, min(VOCABULARY_ROWS, self.config.vocab_size - start))
 
@@ -78,7 +81,7 @@ class StreamedModel:
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         """Hold one layer in memory, in float32."""
-        with self.reading(self.layers[index], f"model.layers.{index}"):
+        with self.reading(self.layers[index], self._name(index)):
             yield self.layers[index]
 
     @contextmanager
@@ -89,6 +92,9 @@ class StreamedModel:
             yield
         finally:
             module.to("meta")
+
+    def _name(self, layer: int) -> str:
+        return self.spine.layer.format(layer=layer)
 
     def _load(self, module: nn.Module, prefix: str) -> None:
         for path, parameter in list(module.named_parameters()):
@@ -106,14 +112,11 @@ class StreamedModel:
 
     def _parts(self, name: str, path: str, experts: int) -> list[str]:
         """The tensors on disk that make up a parameter, in the order of its memory."""
-        if path not in self.family.fused:
+        stacked = self._target.stacked if self._target else {}
+        if self._target is None or path not in stacked:
             return [name]
-        prefix = name.removesuffix(path)
-        return [
-            prefix + part.format(expert=expert)
-            for expert in (range(experts) if "{expert}" in self.family.fused[path][0] else (0,))
-            for part in self.family.fused[path]
-        ]
+        layer = self._layer_of[name.removesuffix(f".{path}")]
+        return self._target.names_of(stacked[path], layer, experts)
 
     def _read_into(self, values: Tensor, name: str) -> None:
         position = 0
@@ -141,7 +144,7 @@ class StreamedModel:
 
             def load(module: nn.Module, args: Any, kwargs: dict[str, Any], index: int = index) -> None:
                 before(index, (args[0], kwargs))
-                self._load(module, f"model.layers.{index}")
+                self._load(module, self._name(index))
 
             def unload(module: nn.Module, _args: Any, _output: Any) -> None:
                 module.to("meta")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upcycle.families.family import Family
+from upcycle.families.targets.target import Target
 
 LEARNING_RATE = 1e-4
 """Of the step that the probe imagines; usual for continued training."""
@@ -33,13 +33,13 @@ class RouterGradient:
 
 
 def probe_layer(
-    layer: nn.Module, family: Family, hidden_BTD: Tensor, kwargs: dict[str, Any], gradient_BTD: Tensor
+    layer: nn.Module, target: Target, hidden_BTD: Tensor, kwargs: dict[str, Any], gradient_BTD: Tensor
 ) -> tuple[RouterGradient, Tensor]:
     """Run one layer forwards and backwards; return its router's gradient norms and the gradient `(B, T, D)` below it.
 
     `gradient_BTD` is the loss's gradient with respect to the layer's output.
     """
-    block, router = layer.get_submodule(family.moe_block), layer.get_submodule(family.router)
+    block, router = layer.get_submodule(target.block), layer.get_submodule(target.router.module)
     weight = router.get_parameter("weight").requires_grad_()
     seen: list[Tensor] = []
     hook = block.register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
@@ -53,7 +53,7 @@ def probe_layer(
             )
     finally:
         hook.remove()
-    experts = layer.get_submodule(family.experts)
+    experts = layer.get_submodule(target.experts)
     after_ED = _gradient_after_step(router, experts, into_BTD.detach().flatten(0, 1), at_block_BTD.flatten(0, 1))
     return RouterGradient(float(now_ED.norm()), float(after_ED.norm())), gradient_below_BTD
 

@@ -58,11 +58,11 @@ def _fitting_model(contents: "Contents", request: requests.Push) -> "Contents":
 
 def _fitting_adapter(contents: "Contents", request: requests.Push) -> "Contents":
     """Hold an adapter against its model on the Hub, that against the one here, and let it name the Hub's."""
-    from upcycle.adapt.saved import open_saved
+    from upcycle.build.adapter_experts import open_experts
     from upcycle.checkpoint.adapter import open_adapter
     from upcycle.checkpoint.reader import open_checkpoint
     from upcycle.families.match import match
-    from upcycle.families.table import FAMILIES
+    from upcycle.families.pairs import CONVERTIBLE
     from upcycle.hub.adapter_base import public_base, with_base
 
     public, adapter = public_base(contents, request.base), open_adapter(contents.directory)
@@ -73,8 +73,8 @@ def _fitting_adapter(contents: "Contents", request: requests.Push) -> "Contents"
     if here.is_dir():
         adapter.check_base(here)
         _check_same(open_checkpoint(here), base, public)
-    if adapter.has_experts and base.config.get("model_type") in FAMILIES:
-        open_saved(contents.directory, match(base))
+    if adapter.has_experts and base.config.get("model_type") in CONVERTIBLE:
+        open_experts(contents.directory, match(base))
     return with_base(contents, public)
 
 

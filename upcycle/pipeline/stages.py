@@ -69,11 +69,11 @@ def _located(adapter: Path, base: str | None, *, allow_pickle: bool = False) -> 
 
     Raises InputError when it is not there, or is another model than the adapter was made for.
     """
-    from upcycle.adapt.saved import open_saved
+    from upcycle.build.adapter_experts import open_experts
     from upcycle.checkpoint.adapter import is_adapter, open_adapter
     from upcycle.checkpoint.reader import open_checkpoint
     from upcycle.families.match import match
-    from upcycle.families.table import FAMILIES
+    from upcycle.families.pairs import CONVERTIBLE
 
     if not is_adapter(adapter):
         if base is not None:
@@ -90,8 +90,8 @@ def _located(adapter: Path, base: str | None, *, allow_pickle: bool = False) -> 
         hint = "--base names the directory or Hub id where it is"
         raise InputError(f"the model of this adapter is not to be had ({error})", where=adapter, hint=hint) from None
     opened.check_base(found)
-    if opened.has_experts and dense.config.get("model_type") in FAMILIES:
-        open_saved(adapter, match(dense))
+    if opened.has_experts and dense.config.get("model_type") in CONVERTIBLE:
+        open_experts(adapter, match(dense))
     return found
 
 

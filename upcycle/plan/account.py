@@ -14,8 +14,7 @@ from math import comb, log10
 from typing import Any
 
 from upcycle.checkpoint.header import DTYPE_BITS
-from upcycle.families.family import ROLES
-from upcycle.families.readers import reader_limits
+from upcycle.families.parts import ROLES
 from upcycle.plan.plan import Plan, Write
 from upcycle.plan.sources import BLOCK_ELEMENTS
 
@@ -123,10 +122,10 @@ def account(plan: Plan, workers: int) -> Account:
         cache_tokens=_cache_tokens(plan),
         train_full_memory=sum(part.parameters for part in parts) * TRAIN_BYTES,
         train_lora_memory=weights + _lora_parameters(plan) * TRAIN_BYTES,
-        paths=(comb(plan.total_experts, plan.active_experts), plan.config["num_hidden_layers"]),
+        paths=(comb(plan.total_experts, plan.active_experts), plan.layers),
         exact=plan.exact,
         plan_hash=plan.hash,
-        reader_limits=reader_limits(plan.config),
+        reader_limits=plan.reader_limits,
     )
 
 
@@ -155,15 +154,12 @@ def _convert_memory(computed: list[Write], workers: int) -> int:
 
 def _cache_bytes(plan: Plan) -> int:
     """Keys and values of one sequence, in the dtype of the attention weights."""
-    config = plan.config
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    width = 2 * config["num_key_value_heads"] * head_dim * config["num_hidden_layers"]
     dtype = next(write.dtype for write in plan.writes if write.role == "attention")
-    return int(_cache_tokens(plan) * width * DTYPE_BITS[dtype] // 8)
+    return int(_cache_tokens(plan) * plan.cache_width * DTYPE_BITS[dtype] // 8)
 
 
 def _cache_tokens(plan: Plan) -> int:
-    return min(CACHE_TOKENS, plan.config["max_position_embeddings"] or CACHE_TOKENS)
+    return min(CACHE_TOKENS, plan.longest or CACHE_TOKENS)
 
 
 def _lora_parameters(plan: Plan) -> int:

@@ -14,7 +14,7 @@ from upcycle.plan.compute import encoded_blocks
 from upcycle.plan.finite import first_not_finite
 from upcycle.plan.plan import Plan, Write
 from upcycle.plan.report import Report
-from upcycle.plan.sources import Noise, Normal
+from upcycle.plan.sources import draws
 
 CHUNK = 4 * 2**20
 """Bytes compared at a time."""
@@ -130,7 +130,7 @@ def _check_computed(write: Write, spec: TensorSpec, receipt: Mapping[str, Any]) 
         recomputed.update(block)
     if recomputed.digest() == written.digest():
         return None
-    drawn_elsewhere = isinstance(write.source, Noise | Normal) and receipt["versions"].get("numpy") != np.__version__
+    drawn_elsewhere = draws(write.source) and receipt["versions"].get("numpy") != np.__version__
     return _REDRAWN if drawn_elsewhere else "has the receipt's hash, but is not what its recipe gives"
 
 

@@ -5,15 +5,34 @@ releases but not the normal deviates made from them; the receipt therefore keeps
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from math import sqrt
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from upcycle.checkpoint.header import TensorSpec
 from upcycle.plan.plan import Write
-from upcycle.plan.sources import Columns, LowRank, Noise, Normal, Part, RowScaled, Scaled, Stacked, Zeros, elements
+from upcycle.plan.sources import (
+    Blank,
+    Columns,
+    Copy,
+    Fold,
+    LowRank,
+    Mean,
+    Noise,
+    Normal,
+    Part,
+    Redrawn,
+    RowScaled,
+    Scaled,
+    Slice,
+    Stacked,
+    Zeros,
+    elements,
+)
 from upcycle.plan.values import Floats, counts, encode, read_blocks
 
 CACHED_ELEMENTS = 2**15
@@ -31,33 +50,32 @@ def encoded_blocks(write: Write) -> Iterator[bytes]:
 
 def _values(write: Write) -> Iterator[Floats]:
     source = write.source
-    if isinstance(source, Noise):
-        yield from _noisy(source)
-    elif isinstance(source, Normal):
+    if isinstance(source, Normal):
         generator = keyed_generator(source.key)
         for count in counts(write.elements):
             yield _drawn(generator, count, source.std)
     elif isinstance(source, Zeros):
-        for count in counts(write.elements):
-            yield np.zeros(count, dtype=np.float32)
+        yield from _blank(Blank(write.elements))
     else:
         yield from _part(source)
 
 
 def _part(source: Part) -> Iterator[Floats]:
-    if isinstance(source, Scaled):
-        yield from _scaled(source)
-    elif isinstance(source, LowRank):
-        yield from _adapted(source)
-    elif isinstance(source, RowScaled):
-        yield from _row_scaled(source)
-    elif isinstance(source, Stacked):
-        for part in source.parts:
-            yield from _part(part)
-    elif isinstance(source, Columns):
-        yield from _side_by_side(source)
-    else:
-        yield from read_blocks(source.tensor)
+    return _STREAMS[type(source)](source)
+
+
+def _copied(source: Copy) -> Iterator[Floats]:
+    return read_blocks(source.tensor)
+
+
+def _blank(source: Blank) -> Iterator[Floats]:
+    for count in counts(source.count):
+        yield np.zeros(count, dtype=np.float32)
+
+
+def _stacked(source: Stacked) -> Iterator[Floats]:
+    for part in source.parts:
+        yield from _part(part)
 
 
 def _scaled(source: Scaled) -> Iterator[Floats]:
@@ -98,6 +116,62 @@ def _row_scaled(source: RowScaled) -> Iterator[Floats]:
         yield scaled.ravel()
 
 
+def _folded(source: Fold) -> Iterator[Floats]:
+    by = np.ones(1, np.float32) if source.by is None else _whole(source.by)
+    for first, values in _row_blocks(source.tensor):
+        along = by[first : first + len(values), None] if source.by and source.axis == 0 else by
+        with np.errstate(over="ignore", invalid="ignore"):
+            folded = (values + np.float32(source.add)) * np.float32(source.factor) * along
+        yield folded.ravel()
+
+
+def _mean(source: Mean) -> Iterator[Floats]:
+    for blocks in zip(*map(read_blocks, source.tensors), strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = _single(blocks[0]).copy()
+            for values in blocks[1:]:
+                total += _single(values)
+            total /= np.float32(len(blocks))
+        yield total
+
+
+def chosen_neurons(source: Redrawn) -> npt.NDArray[np.int64]:
+    """Return the rows or columns of a matrix that are drawn anew, in ascending order."""
+    total = source.tensor.shape[source.axis]
+    return np.sort(keyed_generator(source.chosen).permutation(total)[: source.count])
+
+
+def _redrawn(source: Redrawn) -> Iterator[Floats]:
+    """Yield the matrix, its chosen neurons replaced; a first pass over it finds their mean and standard deviation."""
+    chosen, width = np.zeros(source.tensor.shape[source.axis], bool), source.tensor.shape[1]
+    chosen[chosen_neurons(source)] = True
+
+    def replaced(first: int, rows: int) -> npt.NDArray[np.bool_]:
+        rows_B = chosen[first : first + rows, None] if source.axis == 0 else chosen[None]
+        return np.broadcast_to(rows_B, (rows, width))
+
+    count = source.count * source.tensor.elements // source.tensor.shape[source.axis]
+    total = squares = 0.0
+    for first, values in _row_blocks(source.tensor):
+        dropped = values[replaced(first, len(values))].astype(np.float64)
+        total += float(dropped.sum())
+        squares += float(np.square(dropped).sum())
+    mean = total / count
+    std = sqrt(max(squares / count - mean * mean, 0.0))
+    generator = keyed_generator(source.key)
+    for first, values in _row_blocks(source.tensor):
+        mask, redrawn = replaced(first, len(values)), values.copy()
+        redrawn[mask] = _drawn(generator, int(mask.sum()), std) + np.float32(mean)
+        yield redrawn.ravel()
+
+
+def _sliced(source: Slice) -> Iterator[Floats]:
+    rows = elements(source.part) // source.width
+    sizes = counts(rows * source.width, row=source.width)
+    for values in _regrouped(_part(source.part), sizes):
+        yield values.reshape(-1, source.width)[:, source.first : source.end].ravel()
+
+
 def _side_by_side(source: Columns) -> Iterator[Floats]:
     widths = [elements(part) // source.rows for part in source.parts]
     heights = [count // sum(widths) for count in counts(source.rows * sum(widths), row=sum(widths))]
@@ -123,7 +197,7 @@ def _regrouped(blocks: Iterator[Floats], sizes: Iterable[int]) -> Iterator[Float
 
 def _row_blocks(spec: TensorSpec) -> Iterator[tuple[int, Floats]]:
     """Yield whole rows of a tensor as float32 `(rows, width)`, each time with the number of the first."""
-    width = spec.elements // spec.shape[0]
+    width = spec.elements // (spec.shape[0] or 1)
     first = 0
     for values in read_blocks(spec, row=width):
         yield first, _single(values).reshape(-1, width)
@@ -153,6 +227,23 @@ def _noisy(source: Noise) -> Iterator[Floats]:
 def _drawn(generator: np.random.Generator, count: int, std: float) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):  # as above
         return generator.standard_normal(count, dtype=np.float32) * np.float32(std)
+
+
+_STREAMS: Mapping[type[Part], Callable[[Any], Iterator[Floats]]] = {
+    Copy: _copied,
+    Noise: _noisy,
+    Scaled: _scaled,
+    LowRank: _adapted,
+    RowScaled: _row_scaled,
+    Fold: _folded,
+    Mean: _mean,
+    Redrawn: _redrawn,
+    Blank: _blank,
+    Slice: _sliced,
+    Stacked: _stacked,
+    Columns: _side_by_side,
+}
+"""What computes each kind of source, block by block."""
 
 
 def keyed_generator(key: str) -> np.random.Generator:

@@ -81,7 +81,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that will be done."""
+    """A whole conversion as data: the files to write and where each tensor's values come from.
+
+    The last four fields tell people about the model; they do not count for the hash.
+    """
 
     shards: tuple[Shard, ...]
     config: Mapping[str, Any]  # of the output model
@@ -90,6 +93,10 @@ class Plan:
     exact: bool  # the output computes what the source computes
     active_experts: int  # experts that one token uses, of `total_experts`
     total_experts: int
+    layers: int
+    cache_width: int  # keys and values that one token leaves in the cache, in all layers
+    longest: int | None  # positions that the model promises
+    reader_limits: tuple[str, ...] = ()  # what other programs do not compute of it, a sentence each
 
     @property
     def writes(self) -> list[Write]:

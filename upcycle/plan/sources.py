@@ -80,6 +80,79 @@ class RowScaled:
 
 
 @dataclass(frozen=True, slots=True)
+class Fold:
+    """`factor * (W + add) * by`, where `by` has a value for each row or column: a norm's weight folded into a matrix.
+
+    Gemma's norms count from one (`add` 1), its embeddings are scaled by a constant (`factor`).
+    """
+
+    tensor: TensorSpec
+    add: float = 0.0
+    factor: float = 1.0
+    by: TensorSpec | None = None  # a vector
+    axis: int = 0  # of `tensor`, along which `by` runs: 0 scales rows, 1 columns
+
+    def __post_init__(self) -> None:
+        """Refuse a vector of another length than the axis."""
+        if self.by is not None and self.by.shape != self.tensor.shape[self.axis : self.axis + 1]:
+            raise ValueError(f"{self.tensor.name}: {self.tensor.shape} by {self.by.shape} along axis {self.axis}")
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of tensors of one shape, summed in float32 in their order: what fine-tunes of one model share."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse tensors of different shapes."""
+        if len({spec.shape for spec in self.tensors}) != 1:
+            raise ValueError(f"mean of {[spec.shape for spec in self.tensors]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Redrawn:
+    """A matrix some of whose rows or columns are drawn anew from `N(mean, std^2)` of those that are replaced.
+
+    Drop-Upcycling (2502.19261, section 3.1): neurons are rows of gate and up and columns of down. Which ones is drawn
+    from `chosen`, so that the three matrices of an expert can share them; the values are drawn from `key`.
+    """
+
+    tensor: TensorSpec  # (out, in)
+    axis: int  # 0: neurons are rows, 1: columns
+    count: int  # neurons that are drawn anew
+    chosen: str  # key of the stream that chooses them
+    key: str  # key of the stream of values
+
+    def __post_init__(self) -> None:
+        """Refuse more neurons than there are."""
+        if not 0 < self.count <= self.tensor.shape[self.axis]:
+            raise ValueError(f"{self.tensor.name}: {self.count} of {self.tensor.shape[self.axis]} neurons")
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """So many zeros: neurons that widen an FFN without changing what it computes."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some columns of a source that is a matrix; rows of a tensor on disk are a tensor themselves (`rows_of`)."""
+
+    part: "Part"
+    width: int  # columns that the source has
+    first: int
+    end: int  # the one after the last
+
+    def __post_init__(self) -> None:
+        """Refuse columns that are not there."""
+        if not 0 <= self.first < self.end <= self.width or elements(self.part) % self.width:
+            raise ValueError(f"columns {self.first} to {self.end} of {self.width}")
+
+
+@dataclass(frozen=True, slots=True)
 class Stacked:
     """The values of some sources one after the other: concatenated along the first axis."""
 
@@ -99,10 +172,13 @@ class Columns:
             raise ValueError(f"no {self.rows} rows: {[elements(part) for part in self.parts]}")
 
 
-Part = Copy | Scaled | LowRank | RowScaled | Stacked | Columns
-"""What others can be put together from: sources that know how many values they have."""
+OfTensor = Copy | Noise | Scaled | LowRank | RowScaled | Fold | Redrawn
+"""Sources with as many values as the one tensor that they start from."""
 
-Source = Part | Noise | Normal | Zeros
+Part = OfTensor | Mean | Blank | Slice | Stacked | Columns
+"""Sources that can be stacked, joined or sliced, because their number of values is known."""
+
+Source = Part | Normal | Zeros
 
 
 def random_key(seed: int, name: str) -> str:
@@ -114,13 +190,21 @@ def elements(source: Part) -> int:
     """Return the number of values of `source`."""
     if isinstance(source, Stacked | Columns):
         return sum(elements(part) for part in source.parts)
-    return source.tensor.elements
+    if isinstance(source, Slice):
+        return elements(source.part) // source.width * (source.end - source.first)
+    if isinstance(source, Blank):
+        return source.count
+    return source.tensors[0].elements if isinstance(source, Mean) else source.tensor.elements
 
 
 def reads(source: Source) -> tuple[TensorSpec, ...]:
     """Return the tensors that `source` reads, in the order in which it names them; none where all is drawn."""
     if isinstance(source, Stacked | Columns):
         return tuple(spec for part in source.parts for spec in reads(part))
+    if isinstance(source, Slice):
+        return reads(source.part)
+    if isinstance(source, Mean):
+        return source.tensors
     values = (getattr(source, item.name) for item in fields(source))
     return tuple(value for value in values if isinstance(value, TensorSpec))
 
@@ -129,7 +213,14 @@ def moves(source: Source) -> bool:
     """Whether all that `source` gives are values of source tensors as they are: none is drawn, none computed."""
     if isinstance(source, Stacked | Columns):
         return all(moves(part) for part in source.parts)
-    return isinstance(source, Copy)
+    return moves(source.part) if isinstance(source, Slice) else isinstance(source, Copy | Blank)
+
+
+def draws(source: Source) -> bool:
+    """Whether any of the values are drawn at random."""
+    if isinstance(source, Stacked | Columns):
+        return any(draws(part) for part in source.parts)
+    return draws(source.part) if isinstance(source, Slice) else isinstance(source, Noise | Normal | Redrawn)
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -137,9 +228,11 @@ def describe(source: Source) -> dict[str, Any]:
     described: dict[str, Any] = {"kind": type(source).__name__.lower()}
     for item in fields(source):
         value = getattr(source, item.name)
-        if isinstance(value, TensorSpec):
-            value = [value.name, value.dtype, list(value.shape), value.path.name, value.offset]
-        elif isinstance(value, tuple):
-            value = [describe(part) for part in value]
-        described[item.name] = value
+        described[item.name] = [_described(part) for part in value] if isinstance(value, tuple) else _described(value)
     return described
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, TensorSpec):
+        return [value.name, value.dtype, list(value.shape), value.path.name, value.offset]
+    return describe(value) if isinstance(value, Source) else value

@@ -1,4 +1,4 @@
-"""An adapter directory as data: its config and the headers of its tensors, held against the base; no torch, no peft.
+"""Reads the experts of an adapter as data: its config and the headers of its tensors, held against the base.
 
 Shapes: E experts of a layer, D hidden, F intermediate, R rank (or the width of a bottleneck).
 """
@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, Adapter, open_adapter
-from upcycle.checkpoint.header import TensorSpec
-from upcycle.errors import CheckpointError
-from upcycle.families.family import Names
+from upcycle.checkpoint.header import TensorSpec, rows_of
+from upcycle.errors import CheckpointError, UnsupportedError
+from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.match import FLOATS, Match
 
 Kind = Literal["lora", "bottleneck", "pesc", "ia3"]
 
-_PREFIX = "base_model.model.model.layers.{layer}."
+PEFT_PREFIX = "base_model.model."
+"""What the names in an adapter's file have before those of the model."""
+
 _EXPERTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "lora": {
         "gate_A": ("A", "R", "D"), "gate_B": ("E", "F", "R"), "up_A": ("A", "R", "D"), "up_B": ("E", "F", "R"),
@@ -31,10 +33,11 @@ _EXPERTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Saved:
-    """An adapter on disk whose tensors fit its base."""
+class AdapterExperts:
+    """Experts of an adapter on disk, whose tensors fit its base."""
 
     adapter: Adapter
+    dense: Dense  # the base's architecture
     kind: Kind
     experts: tuple[int, ...]  # of each layer
     top_k: int
@@ -60,52 +63,46 @@ class Saved:
         """The file that holds them."""
         return self.directory / ADAPTER_WEIGHTS
 
-    def router(self, layer: int, block: str) -> TensorSpec:
-        """Return the router `(E, D)` of a layer; `block` names the FFN."""
-        return self.tensors[_router(layer, block)]
+    def router(self, layer: int) -> TensorSpec:
+        """Return the router `(E, D)` of a layer."""
+        return self.tensors[router_name(self.dense, layer)]
 
-    def stacked(self, layer: int, block: str, name: str) -> TensorSpec:
-        """Return a tensor of all experts of a layer, such as gate_proj `(E, R, D)`."""
-        return self.tensors[_expert(layer, block, name)]
+    def expert(self, layer: int, name: str, number: int) -> TensorSpec:
+        """Return one expert's part of a tensor of all experts, such as gate_proj `(E, R, D)`: where its bytes lie."""
+        return slice_of(self.tensors[expert_name(self.dense, layer, name)], number)
 
-    def expert(self, layer: int, block: str, name: str, number: int) -> TensorSpec:
-        """Return one expert's part of such a tensor: where its bytes are in the file."""
-        return slice_of(self.stacked(layer, block, name), number)
-
-    def attention(self, layer: int, module: str) -> tuple[TensorSpec, TensorSpec] | None:
-        """Return A and B of the LoRA on a linear layer of the attention, or None when it has none."""
-        found = [self.tensors.get(name) for name in _attention(layer, module)]
+    def update(self, tensor: str) -> tuple[TensorSpec, TensorSpec] | None:
+        """Return A and B of the LoRA on the linear layer whose weight the base calls `tensor`, or None."""
+        found = [self.tensors.get(name) for name in update_names(tensor.removesuffix(".weight"))]
         return (found[0], found[1]) if found[0] and found[1] else None
 
 
 def slice_of(spec: TensorSpec, number: int) -> TensorSpec:
     """Return the part of a tensor at index `number` of its first axis; an axis of length 1 is there for all."""
-    count = spec.shape[0]
-    nbytes = spec.nbytes // count
-    offset = spec.offset + (number if count > 1 else 0) * nbytes
-    return replace(spec, shape=spec.shape[1:], offset=offset, nbytes=nbytes)
+    index = number if spec.shape[0] > 1 else 0
+    return replace(rows_of(spec, index, index + 1), shape=spec.shape[1:])
 
 
-def open_saved(directory: Path, matched: Match) -> Saved:
+def open_experts(directory: Path, matched: Match) -> AdapterExperts:
     """Read the adapter in `directory` and hold it against its base.
 
     Raises CheckpointError when a field or a tensor is missing, of another shape, or not accounted for.
     """
     adapter = open_adapter(directory)
-    saved = Saved(adapter=adapter, **_fields(adapter.config, directory / ADAPTER_CONFIG))
-    _check_names(adapter, matched.family.names)
-    if len(saved.experts) != matched.sizes["L"]:
+    saved = AdapterExperts(adapter, matched.dense, **_fields(adapter.config, directory / ADAPTER_CONFIG))
+    _check_names(adapter, modules_of(matched.dense))
+    if len(saved.experts) != matched.layers:
         raise CheckpointError(
             "the adapter is of another model",
             where=directory,
             found=f"{len(saved.experts)} layers",
-            expected=f"{matched.sizes['L']}, as the base has",
+            expected=f"{matched.layers}, as the base has",
         )
     _check_tensors(saved, matched)
     return saved
 
 
-def _check_names(adapter: Adapter, names: Names) -> None:
+def _check_names(adapter: Adapter, names: Modules) -> None:
     """The modules that the adapter names are those that its kind of model has: others would be computed elsewhere."""
     own = {"ffn": {part: getattr(names, part) for part in ("block", "gate", "up", "down")}}
     own["attention"] = list(names.attention)  # type: ignore[assignment]
@@ -156,7 +153,7 @@ def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and isfinite(value)
 
 
-def _check_tensors(saved: Saved, matched: Match) -> None:
+def _check_tensors(saved: AdapterExperts, matched: Match) -> None:
     tensors = saved.tensors
     expected = dict(_expected(saved, matched))
     missing = [name for name in expected if name not in tensors and not _left_out(name, tensors)]
@@ -187,31 +184,61 @@ def _left_out(name: str, tensors: Mapping[str, TensorSpec]) -> bool:
     return stem.endswith(".upcycle_lora.lora_") and stem + {"A": "B", "B": "A"}[last] not in tensors
 
 
-def _expected(saved: Saved, matched: Match) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _expected(saved: AdapterExperts, matched: Match) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield every tensor that the adapter has, with its shape."""
-    names = matched.family.names
-    rows = {row.source: row.shape for row in matched.family.tensors if row.source}
+    dense, shapes = matched.dense, linear_shapes(matched)
     for layer, count in enumerate(saved.experts):
         sizes = {**matched.sizes, "R": saved.rank, "E": count, "A": 1 if saved.shared_a else count}
         if count:
-            yield _router(layer, names.block), (count, sizes["D"])
+            yield router_name(dense, layer), (count, sizes["D"])
             for name, letters in _EXPERTS[saved.kind].items():
-                yield _expert(layer, names.block, name), tuple(sizes[letter] for letter in letters)
-        for module in names.attention if saved.attention_rank else ():
-            out, into = matched.shape(rows[f"model.layers.{{layer}}.{module}.weight"])
-            a, b = _attention(layer, module)
+                yield expert_name(dense, layer, name), tuple(sizes[letter] for letter in letters)
+        for module in modules_of(dense).attention if saved.attention_rank else ():
+            out, into = shapes[module]
+            a, b = update_names(module_name(dense, layer, module))
             yield a, (saved.attention_rank, into)
             yield b, (out, saved.attention_rank)
 
 
-def _router(layer: int, block: str) -> str:
-    return f"{_PREFIX.format(layer=layer)}{block}.upcycle_router.weight"
+def modules_of(dense: Dense) -> Modules:
+    """Return the linear layers that adapter experts are attached to; raise UnsupportedError where there are none."""
+    if dense.modules is None:
+        raise UnsupportedError(
+            "adapter experts need an FFN and an attention of one linear layer for each matrix",
+            found=f"a {dense.model_type}, which keeps several in one",
+            hint="`upcycle convert` makes whole experts of it",
+        )
+    return dense.modules
 
 
-def _expert(layer: int, block: str, name: str) -> str:
-    return f"{_PREFIX.format(layer=layer)}{block}.upcycle_experts.{name}"
+def linear_shapes(matched: Match) -> dict[str, tuple[int, ...]]:
+    """Return (outputs, inputs) of every linear layer of an FFN and an attention, by the module's name."""
+    names, layer = modules_of(matched.dense), matched.dense.spine.layer
+    weights = {place.tensor: place.shape for place in matched.dense.parts.values()}
+    modules = (names.gate, names.up, names.down, *names.attention)
+    return {name: matched.shape(weights[f"{layer}.{name}.weight"]) for name in modules}
 
 
-def _attention(layer: int, module: str) -> tuple[str, str]:
-    stem = f"{_PREFIX.format(layer=layer)}{module}.upcycle_lora."
+def router_name(dense: Dense, layer: int) -> str:
+    """Return the name of a layer's router in an adapter's file."""
+    return f"{PEFT_PREFIX}{_block(dense, layer)}.upcycle_router.weight"
+
+
+def expert_name(dense: Dense, layer: int, name: str) -> str:
+    """Return the name of a tensor of a layer's experts in an adapter's file."""
+    return f"{PEFT_PREFIX}{_block(dense, layer)}.upcycle_experts.{name}"
+
+
+def _block(dense: Dense, layer: int) -> str:
+    return module_name(dense, layer, modules_of(dense).block)
+
+
+def module_name(dense: Dense, layer: int, module: str) -> str:
+    """Return the whole name of a module that is named from the layer on."""
+    return f"{dense.spine.layer.format(layer=layer)}.{module}"
+
+
+def update_names(module: str) -> tuple[str, str]:
+    """Return the names of A and B of the LoRA on a linear layer in an adapter's file."""
+    stem = f"{PEFT_PREFIX}{module}.upcycle_lora."
     return stem + "lora_A", stem + "lora_B"

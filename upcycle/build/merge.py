@@ -1,0 +1,102 @@
+"""From an adapter and its base to the plan of a checkpoint of stock transformers.
+
+| experts | full | compact |
+|---|---|---|
+| lora | `W + s B_i A_i` in gate, up and down | no: they are as wide as the FFN |
+| ia3 | `(1 + v_i)` on the rows of up | no: as wide |
+| bottleneck | gate and up with `m` rows more, `s` down with `m` columns more | the FFN is the shared expert |
+| pesc | no: they read what the FFN gives | no |
+"""
+
+from upcycle.build.adapter_experts import AdapterExperts
+from upcycle.build.builder import Order, build_plan
+from upcycle.build.methods import ADAPTED
+from upcycle.build.side_files import merged_side_files
+from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec, read_header
+from upcycle.checkpoint.reader import Checkpoint
+from upcycle.errors import UnsupportedError
+from upcycle.families.match import Match
+from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
+from upcycle.plan.plan import Plan
+from upcycle.plan.sources import Copy, LowRank, Source
+from upcycle.requests.merge import Merge
+
+GROUPED_BYTES = 16
+"""What the bytes of an expert's row must be a multiple of: torch's grouped_mm, by which stock transformers runs
+experts, stops at any other width (seen in float32, float16 and bfloat16)."""
+
+
+def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, request: Merge) -> Plan:
+    """Return the plan of writing `base` with the experts of `adapter`; `matched` is of the target that is written.
+
+    Raises UnsupportedError, with the reason, for experts or a base that no stock model computes.
+    """
+    _check_width(base, matched, adapter, request)
+
+    def carried(spec: TensorSpec) -> Source:
+        pair = adapter.update(spec.name) if adapter.attention_rank else None
+        return LowRank(spec, *pair, adapter.attention_scaling) if pair else Copy(spec)
+
+    order = Order(
+        experts=lambda ffn, slot: ADAPTED[adapter.kind](ffn, slot, adapter),
+        count=adapter.experts[0],
+        top_k=adapter.experts[0] if adapter.routing == "dense" else adapter.top_k,
+        router=lambda slot: Copy(adapter.router(slot.layer)),
+        carried=carried,
+        seed=0,  # nothing is drawn
+        dtype=request.dtype,
+        shard_bytes=request.shard_bytes(),
+        files=merged_side_files(base.directory, adapter.directory),
+        headers={**base.headers, adapter.weights.name: read_header(adapter.weights)},
+    )
+    return build_plan(base, matched, order)
+
+
+def _check_width(base: Checkpoint, matched: Match, adapter: AdapterExperts, request: Merge) -> None:
+    """Raise UnsupportedError for experts of a width at which stock transformers stops."""
+    dense = matched.sizes["F"]
+    width = adapter.rank if matched.target.has_shared else dense + adapter.rank * (adapter.kind == "bottleneck")
+    dtype = DTYPES.get(request.dtype) or main_dtype(base.tensors.values())
+    multiple = GROUPED_BYTES * 8 // DTYPE_BITS[dtype]
+    if width % multiple:
+        what = f"{dense} of the base" + (f" and {adapter.rank} of the adapter" if width > dense else "")
+        narrow = DTYPE_BITS[dtype] < 32 and not width % 4
+        rank = "another --rank when attaching" if adapter.kind == "bottleneck" else None
+        hints = [hint for hint in ("--dtype f32" if narrow else None, rank) if hint]
+        raise UnsupportedError(
+            f"experts whose width is not a multiple of {multiple} crash stock transformers in "
+            f"{DTYPE_WORDS[dtype]} (grouped_mm: strides should be multiple of 16 bytes)",
+            where=adapter.directory,
+            found=f"{width} wide" + (f" ({what})" if width != adapter.rank else ""),
+            hint=" or ".join(hints) or None,
+        )
+
+
+def check_mergeable(adapter: AdapterExperts, request: Merge) -> None:
+    """Raise UnsupportedError for experts that a stock model would compute inexactly or not at all."""
+    where, stays = adapter.directory, "it stays an adapter"
+    if adapter.kind not in ADAPTED:
+        raise UnsupportedError(
+            f"{adapter.kind} experts read the FFN's output: no stock model has such experts; {stays}", where=where
+        )
+    if adapter.routing == "top1":
+        raise UnsupportedError(
+            "a top1 router weighs its expert by a probability, so the weights do not sum to one; stock models divide "
+            f"them by their sum and would compute something else (by about 5e-2 of the logits); {stays}",
+            where=where,
+            hint="attach with --routing topk or dense for what shall be merged",
+        )
+    counts = sorted(set(adapter.experts))
+    if len(counts) > 1 or counts[0] < 1:
+        kind = "layers without experts" if counts[0] < 1 else "layers with different numbers of experts"
+        raise UnsupportedError(
+            f"the adapter has {kind}, and stock models have one number for all layers; {stays}",
+            where=where,
+            found=f"{counts[0]} to {counts[-1]} experts",
+        )
+    if request.to == "compact" and adapter.kind != "bottleneck":
+        raise UnsupportedError(
+            f"{adapter.kind} experts change the FFN itself, so each is as wide as it: there is no compact form of them",
+            where=where,
+            hint="--to full, or attach with --expert-type bottleneck",
+        )

@@ -1,0 +1,180 @@
+"""From a dense model's config to its mixture's: every field is carried over, kept, left out, or refused by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from upcycle.errors import RecipeError, UnsupportedError
+from upcycle.families import rope
+from upcycle.families.pairs import CONVERTIBLE, Pair, pair_of
+from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
+
+MAX_SIZE = 2**31 - 1
+"""Largest dimension that a config may claim."""
+
+ACTIVATIONS = (
+    "silu", "swish", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "relu6", "leaky_relu", "hardswish", "laplace", "linear", "mish",
+    "sigmoid", "sqrtsoftplus", "tanh",
+)  # fmt: skip
+"""Of transformers (activations.py), those without parameters of their own."""
+
+ALREADY_MOE = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+"""Config fields by which a model that is a mixture of experts already is recognised."""
+
+_MAX_PROBLEMS = 8  # told at once
+
+
+def find_pair(config: Mapping[str, Any], target: str | None = None) -> Pair:
+    """Return the pair of a dense model's config and a target's type, or the dense model's first pair.
+
+    Raises UnsupportedError when there is none.
+    """
+    model_type = config.get("model_type")
+    experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
+    if experts:
+        raise UnsupportedError(
+            "the model is a mixture of experts already",
+            found=f"{experts[0]} = {short(config[experts[0]])}, {short(model_type)}",
+        )
+    if not isinstance(model_type, str) or model_type not in CONVERTIBLE:
+        raise UnsupportedError(
+            "no mixture of experts is known for this model",
+            found=f"model_type {brief(model_type)}",
+            expected=f"one of {', '.join(CONVERTIBLE)}",
+        )
+    pair = pair_of(model_type, target)
+    architectures = config.get("architectures")
+    if architectures not in (None, [pair.dense.model_class]):
+        raise UnsupportedError(
+            "the checkpoint holds another kind of model", found=short(architectures), expected=pair.dense.model_class
+        )
+    return pair
+
+
+def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the target's config fields for a dense config; raise UnsupportedError listing every one without a place.
+
+    `ignored_fields` names fields that the user declares to have no influence.
+    """
+    result: dict[str, Any] = {"architectures": [pair.target.model_class], "model_type": pair.target.model_type}
+    fields = pair.fields
+    problems = [problem for name, rule in fields.items() if (problem := _apply(name, rule, config, result))]
+    ruled = {*fields, *rope.FIELDS, "head_dim"}
+    for name in ignored_fields:
+        if name in ruled or name not in config:
+            reason = "is accounted for, and is not left out" if name in ruled else "is not in config.json"
+            raise RecipeError(f"--ignore-config {name}: the field {reason}", option="ignore_config")
+    known = {*ruled, *ignored_fields}
+    unknown = [name for name in config if name not in known]
+    problems += [f"{short(name)} = {brief(config[name])}: not known to have a counterpart" for name in unknown]
+    if problems:
+        if len(problems) > _MAX_PROBLEMS:
+            problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
+        raise UnsupportedError(
+            f"config.json says what {pair.target.model_type} cannot express: " + "; ".join(problems),
+            hint="if a field has no influence, --ignore-config NAME leaves it out" if unknown else None,
+        )
+    _derive_heads(config, result)
+    result.update(rope.rope_fields(config, pair.dense.rope))
+    return result
+
+
+def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return what the letters of `families.parts` stand for in a target's config, and L, its layers."""
+    return {
+        "V": config["vocab_size"],
+        "D": config["hidden_size"],
+        "F": config["intermediate_size"],
+        "Q": config["num_attention_heads"] * config["head_dim"],
+        "K": config["num_key_value_heads"] * config["head_dim"],
+        "H": config["head_dim"],
+        "L": config["num_hidden_layers"],
+    }
+
+
+def longest_sequence(config: Mapping[str, Any]) -> int | None:
+    """Return the number of positions that a target's config promises; None where it names none."""
+    found = config["max_position_embeddings"]
+    return found if isinstance(found, int) and found else None
+
+
+def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, Any]) -> str | None:
+    """Add what `rule` makes of the field to `result`, or return what is wrong with it."""
+    value = config.get(name)
+    if isinstance(rule, Carry):
+        value = config.get(name, rule.default)
+        if value is None and rule.kind == "number or null":  # the dense class takes null for its default
+            value = rule.default
+        result[name] = value
+        return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
+    if isinstance(rule, Keep) and name in config:
+        result[name] = value
+    refused = value is not None and not _is_allowed(value, rule, config)
+    return f"{name} = {brief(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
+
+
+def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
+    if isinstance(rule, Only):
+        return value in rule.values
+    if isinstance(rule, Uniform):
+        return _is_uniform(value, rule)
+    if isinstance(rule, Reaches):
+        other = config.get(rule.other)
+        return _is_number(value) and _is_number(other) and bool(value >= other)
+    return True
+
+
+def _is_uniform(value: Any, rule: Uniform) -> bool:
+    if not isinstance(value, list):
+        return False
+    kinds = {str(item) for item in value}
+    return len(kinds) <= 1 and kinds <= set(rule.values)
+
+
+def _kind_problem(name: str, value: Any, kind: str) -> str | None:
+    good = {
+        "size": type(value) is int and 1 <= value <= MAX_SIZE,
+        "number": _is_number(value),
+        "number or null": _is_number(value),
+        "flag": type(value) is bool,
+        "known activation": value in ACTIVATIONS if isinstance(value, str) else False,
+        "any": True,
+    }[kind]
+    return None if good else f"{name} = {brief(value)}: expected a {kind}"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
+
+
+def _derive_heads(config: Mapping[str, Any], result: dict[str, Any]) -> None:
+    required = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+        "max_position_embeddings",
+    )  # fmt: skip
+    for name in required:
+        if result[name] is None:
+            raise UnsupportedError(f"config.json: {name} is null")
+    heads = result["num_attention_heads"]
+    result["num_key_value_heads"] = result["num_key_value_heads"] or heads
+    head_dim = result.get("head_dim", config.get("head_dim"))
+    result["head_dim"] = result["hidden_size"] // heads if head_dim is None else head_dim
+    problem = _kind_problem("head_dim", result["head_dim"], "size")
+    if problem:
+        raise UnsupportedError(f"config.json: {problem}")
+    if heads % result["num_key_value_heads"]:
+        raise UnsupportedError(
+            "config.json: num_attention_heads is not a multiple of num_key_value_heads",
+            found=f"{heads} and {result['num_key_value_heads']}",
+        )
+
+
+def brief(value: Any) -> str:
+    """Return a value out of a file as the start of what Python prints for it, in ASCII."""
+    return ascii(value)[:60]
+
+
+def short(value: Any) -> Any:
+    """Return the value itself where a message can hold it, else as `brief` gives it."""
+    text = str(value)
+    return value if len(text) <= 60 and text.isprintable() else brief(value)

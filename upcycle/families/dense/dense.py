@@ -1,0 +1,53 @@
+"""What is known of a dense model: its tensors, its config fields, its rotary positions, its modules."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from upcycle.families.parts import Place
+from upcycle.families.rope import Rope
+from upcycle.families.rules import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """Linear layers of one layer of the dense class, named from the layer on: what adapter experts are attached to."""
+
+    block: str  # the FFN
+    gate: str  # its linear layers: W_down(act(W_gate x) * (W_up x))
+    up: str
+    down: str
+    attention: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Spine:
+    """Tensors and modules around the layers, as disk and memory both name them."""
+
+    embeddings: str = "model.embed_tokens.weight"
+    layer: str = "model.layers.{layer}"
+    norm: str = "model.norm"
+    head: str = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense architecture."""
+
+    model_type: str
+    model_class: str  # the transformers class whose weights these are
+    parts: Mapping[str, Place]
+    fields: Mapping[str, Rule]  # what becomes of each config field; a pair may say otherwise
+    rope: Rope
+    modules: Modules | None  # None: the FFN has no three linear layers of its own
+    ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
+    spine: Spine = Spine()
+
+    def tensors(self, layers: int) -> Iterator[tuple[str, Place, str]]:
+        """Yield every tensor that a checkpoint of so many layers has, as (one of its parts, its place, its name)."""
+        seen = set()
+        for part, place in self.parts.items():
+            if place.tensor in seen:  # other rows of the same one
+                continue
+            seen.add(place.tensor)
+            for layer in range(layers) if place.per_layer else (0,):
+                yield part, place, place.tensor.format(layer=layer)

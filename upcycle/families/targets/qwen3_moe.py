@@ -1,0 +1,43 @@
+"""Qwen3-MoE: what qwen3 becomes."""
+
+from upcycle.families.parts import Tensor
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER
+from upcycle.families.targets.target import Router, Target
+
+_MLP = LAYER + "mlp."
+
+QWEN3_MOE = Target(
+    model_type="qwen3_moe",
+    model_class="Qwen3MoeForCausalLM",
+    title="Qwen3-MoE",
+    tensors=(
+        *CARRIED,
+        Tensor("norms", LAYER + "self_attn.q_norm.weight", ("H",), ("norm.q",)),
+        Tensor("norms", LAYER + "self_attn.k_norm.weight", ("H",), ("norm.k",)),
+        Tensor("router", _MLP + "gate.weight", ("E", "D"), ("router",)),
+        Tensor("experts", _MLP + "experts.{expert}.gate_proj.weight", ("M", "D"), ("expert.gate",)),
+        Tensor("experts", _MLP + "experts.{expert}.up_proj.weight", ("M", "D"), ("expert.up",)),
+        Tensor("experts", _MLP + "experts.{expert}.down_proj.weight", ("D", "M"), ("expert.down",)),
+    ),
+    fields={"num_experts": "E", "num_local_experts": "E", "num_experts_per_tok": "top_k", "moe_intermediate_size": "M"},
+    constants={
+        "norm_topk_prob": True,  # the class's default leaves weights that do not sum to one
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+    },
+    router=Router("mlp.gate", scores="softmax", renormalises=True),
+    block="mlp",
+    experts="mlp.experts",
+    stacked={
+        "mlp.gate.weight": ("router",),
+        "mlp.experts.gate_up_proj": ("expert.gate", "expert.up"),
+        "mlp.experts.down_proj": ("expert.down",),
+    },
+    limits=(
+        (lambda config: config["hidden_act"] != "silu", "llama.cpp and vLLM compute SiLU whatever hidden_act says"),
+    ),
+)

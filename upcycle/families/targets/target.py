@@ -1,0 +1,55 @@
+"""What is known of a mixture of experts: its tensors, its config, its router, and what other readers make of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from upcycle.families.dense.dense import Spine
+from upcycle.families.parts import Tensor
+
+Config = Mapping[str, Any]
+
+Limit = tuple[Callable[[Config], bool], str]
+"""Whether it concerns a model with this config, and what to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """The router of one layer of the stock class."""
+
+    module: str  # named from the layer on
+    scores: str  # softmax or sigmoid
+    renormalises: bool  # it divides the top-k weights by their sum, whatever the config says
+
+
+@dataclass(frozen=True)
+class Target:
+    """A mixture-of-experts architecture."""
+
+    model_type: str
+    model_class: str
+    title: str  # what people call it
+    tensors: tuple[Tensor, ...]
+    fields: Mapping[str, str]  # config field -> a letter of the shapes, "top_k", or "scale" (of the attention scores)
+    constants: Mapping[str, Any]  # further fields of the config
+    router: Router
+    block: str  # modules of a stock layer: the sparse FFN,
+    experts: str  # its experts
+    stacked: Mapping[str, tuple[str, ...]]  # parameter of a stock layer -> its parts, expert by expert, in memory order
+    limits: tuple[Limit, ...]  # settings that llama.cpp, mlx-lm or vLLM ignore, refuse or compute wrongly
+    spine: Spine = Spine()
+
+    @property
+    def has_shared(self) -> bool:
+        """Whether there is a shared expert, which every token uses."""
+        return any(tensor.role == "shared" for tensor in self.tensors)
+
+    def reader_limits(self, config: Config) -> tuple[str, ...]:
+        """Return what other programs do not compute of a model with this config, a sentence each."""
+        return tuple(text for concerns, text in self.limits if concerns(config))
+
+    def names_of(self, parts: tuple[str, ...], layer: int, experts: int) -> list[str]:
+        """Return the tensors on disk that hold `parts`, expert by expert, in the order of `parts`."""
+        rows = [next(tensor for tensor in self.tensors if tensor.parts == (part,)) for part in parts]
+        numbers = range(experts) if rows[0].per_expert else (0,)
+        return [row.name.format(layer=layer, expert=expert) for expert in numbers for row in rows]
