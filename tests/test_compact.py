@@ -13,9 +13,9 @@ from tests.drawn_adapters import draw_adapter, formula_model
 from tests.merging import logits_error, run_merge
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import UnsupportedError
-from upcycle.families import targets
+from upcycle.families.pairs import TARGETS as ALL_TARGETS
 
-TARGETS = sorted(name for name, target in targets.TARGETS.items() if target.has_shared)
+TARGETS = sorted(name for name, target in ALL_TARGETS.items() if target.has_shared)
 
 
 def float32_copy(base: Path, directory: Path) -> Path:
@@ -92,7 +92,7 @@ def test_limits_depend_on_the_model() -> None:
             "hidden_act": "silu",
             "max_position_embeddings": 64,
         }
-        return " ".join(targets.TARGETS["granitemoeshared"].reader_limits({**plain, **config}))
+        return " ".join(ALL_TARGETS["granitemoeshared"].reader_limits({**plain, **config}))
 
     assert "head_dim" not in told()
     assert "head_dim" in told(head_dim=10)

@@ -253,12 +253,12 @@ def test_routers_of_zeros(tiny: Path, out: Path, fields: dict[str, Any]) -> None
 
 
 def test_zeros_come_with_a_warning(tiny: Path) -> None:
-    assert plan(Plan(model=str(tiny), router="zeros", **request_fields())).warning == (
+    assert plan(Plan(model=str(tiny), router="zeros", **request_fields())).warnings == (
         "routers of zeros tie on every token, and ties go to the first experts: the others stay unused until a "
-        "balance loss moves the router"
+        "balance loss moves the router",
     )
-    assert plan(Plan(model=str(tiny), router="zeros", **request_fields(experts=2))).warning is None
-    assert plan(Plan(model=str(tiny), **request_fields())).warning is None
+    assert plan(Plan(model=str(tiny), router="zeros", **request_fields(experts=2))).warnings == ()
+    assert plan(Plan(model=str(tiny), **request_fields())).warnings == ()
 
 
 def test_the_seed_decides(tiny: Path, tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def plan(tmp_path: Path) -> Plan:
         layers=1,
         cache_width=8,
         longest=64,
+        hidden=8,
+        width=12,
+        vocabulary=16,
     )
 
 

@@ -29,6 +29,7 @@ class Option:
     metavar: str | None = None  # what the value is called
     joined: bool = False  # several values are one word on the command line, 2,4,6,8; in a recipe one may stand alone
     recorded: bool = True  # False: says how the work is done, not what comes out; left out of the receipt
+    added: bool = False  # came after receipts were written without it: recorded only where it is not the default
 
     @property
     def words_of_one(self) -> str:

@@ -14,7 +14,7 @@ from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import UpcycleError
 from upcycle.families.match import match
-from upcycle.families.targets import DEFAULT_COMPACT
+from upcycle.families.pairs import DEFAULT_COMPACT
 from upcycle.plan.account import Account, account
 from upcycle.plan.execute import Advance
 from upcycle.plan.make import Making, make, output_path, worker_count

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 import upcycle
 from upcycle.adapters.config import ExpertsConfig, spread_over_depth
 from upcycle.adapters.layers import AdapterLayer, ExpertsLayer, LowRankLayer
-from upcycle.families.dense import DENSE
+from upcycle.families.pairs import DENSE
 from upcycle.moe.adapters import (
     AdapterRouter,
     BottleneckExperts,

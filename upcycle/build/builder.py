@@ -63,8 +63,18 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
         layers=matched.layers,
         cache_width=2 * matched.sizes["K"] * matched.layers,
         longest=longest_sequence(config),
+        hidden=matched.sizes["D"],
+        width=layout.width,
+        vocabulary=matched.sizes["V"],
         reader_limits=matched.target.reader_limits(config),
     )
+
+
+def expert_dtype(base: Checkpoint, matched: Match, asked: str) -> str:
+    """Return the safetensors dtype in which experts are written."""
+    spec = matched.part(base, "up")
+    assert spec is not None  # noqa: S101 - `match` has found every tensor but the head
+    return DTYPES.get(asked) or spec.dtype
 
 
 def _check_count(matched: Match, order: Order) -> None:
@@ -99,6 +109,7 @@ class _Layout:
             "M": first.ffns[0].width,
             "S": first.shared.width if first.shared else 0,
         }
+        self.width = first.ffns[0].width
         self.inexact = next((made.inexact for made in self._experts if made.inexact), None)
 
     def writes(self) -> list[Write]:

@@ -1,10 +1,16 @@
 """From a checkpoint and a request to the plan of a conversion."""
 
-from upcycle.build.builder import Order, build_plan
-from upcycle.build.methods import METHODS
-from upcycle.build.routers import ROUTERS, check_router_can_learn
+from pathlib import Path
+
+from upcycle.build.builder import Order, build_plan, expert_dtype
+from upcycle.build.experts import Experts, Ffn, Slot
+from upcycle.build.methods import method_of
+from upcycle.build.padding import padded
+from upcycle.build.routers import ROUTERS, check_router_can_learn, router_warning
 from upcycle.build.side_files import side_files
 from upcycle.checkpoint.reader import Checkpoint
+from upcycle.checkpoint.vocabulary import token_count
+from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
 from upcycle.plan.plan import Plan
 from upcycle.plan.sources import Copy
@@ -18,8 +24,15 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
     """
     matched = match(checkpoint, request.ignore_config)
     check_router_can_learn(matched.target, request)
+    method = method_of(request.method)
+    dtype = expert_dtype(checkpoint, matched, request.dtype)
+
+    def experts(ffn: Ffn, slot: Slot) -> Experts:
+        made = method(ffn, slot, request)
+        return padded(made, slot.hidden, row_multiple(dtype)) if request.pad_width else made
+
     order = Order(
-        experts=lambda ffn, slot: METHODS[request.method](ffn, slot, request),
+        experts=experts,
         count=request.experts,
         top_k=request.top_k,
         router=lambda slot: ROUTERS[request.router](slot, request),
@@ -31,3 +44,31 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
         headers=checkpoint.headers,
     )
     return build_plan(checkpoint, matched, order)
+
+
+def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> tuple[str, ...]:
+    """Return what a user should know before the work is done: a sentence each, none for most conversions."""
+    found = (router_warning(request), _width_warning(plan), _vocabulary_warning(checkpoint, plan, request))
+    return tuple(text for text in found if text)
+
+
+def _width_warning(plan: Plan) -> str | None:
+    """Say of rows at which stock transformers stops what can be done."""
+    rows = {"hidden size": plan.hidden, "FFN width": plan.width}
+    dtype = next(write.dtype for write in plan.writes if write.role == "experts")
+    problem = grouped_mm_problem(rows, dtype)
+    if problem is None:
+        return None
+    cure = f"--pad-width adds zero neurons up to {padded_width(plan.width, dtype)}"
+    return problem if plan.hidden % row_multiple(dtype) else f"{problem}; {cure}"
+
+
+def _vocabulary_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:
+    """Say when the tokenizer has tokens that the embedding has no row for."""
+    tokens, rows = token_count(Path(request.tokenizer or checkpoint.directory)), plan.vocabulary
+    if tokens is None or tokens <= rows:
+        return None
+    return (
+        f"the tokenizer has {tokens:,} tokens and the embedding {rows:,} rows: text with one of the {tokens - rows:,} "
+        "others cannot be read by the model, and train and verify refuse it"
+    )

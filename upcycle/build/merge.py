@@ -10,20 +10,17 @@
 
 from upcycle.build.adapter_experts import AdapterExperts
 from upcycle.build.builder import Order, build_plan
-from upcycle.build.methods import ADAPTED
+from upcycle.build.methods import method_of
 from upcycle.build.side_files import merged_side_files
 from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec, read_header
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import UnsupportedError
+from upcycle.families.grouped import grouped_mm_problem, row_multiple
 from upcycle.families.match import Match
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
 from upcycle.plan.plan import Plan
 from upcycle.plan.sources import Copy, LowRank, Source
 from upcycle.requests.merge import Merge
-
-GROUPED_BYTES = 16
-"""What the bytes of an expert's row must be a multiple of: torch's grouped_mm, by which stock transformers runs
-experts, stops at any other width (seen in float32, float16 and bfloat16)."""
 
 
 def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, request: Merge) -> Plan:
@@ -33,12 +30,14 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
     """
     _check_width(base, matched, adapter, request)
 
+    method = method_of(adapter.kind)
+
     def carried(spec: TensorSpec) -> Source:
         pair = adapter.update(spec.name) if adapter.attention_rank else None
         return LowRank(spec, *pair, adapter.attention_scaling) if pair else Copy(spec)
 
     order = Order(
-        experts=lambda ffn, slot: ADAPTED[adapter.kind](ffn, slot, adapter),
+        experts=lambda ffn, slot: method(ffn, slot, adapter),
         count=adapter.experts[0],
         top_k=adapter.experts[0] if adapter.routing == "dense" else adapter.top_k,
         router=lambda slot: Copy(adapter.router(slot.layer)),
@@ -53,11 +52,16 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
 
 
 def _check_width(base: Checkpoint, matched: Match, adapter: AdapterExperts, request: Merge) -> None:
-    """Raise UnsupportedError for experts of a width at which stock transformers stops."""
-    dense = matched.sizes["F"]
+    """Raise UnsupportedError for rows at which stock transformers stops: before the work, not at its proof."""
+    dense, hidden = matched.sizes["F"], matched.sizes["D"]
     width = adapter.rank if matched.target.has_shared else dense + adapter.rank * (adapter.kind == "bottleneck")
     dtype = DTYPES.get(request.dtype) or main_dtype(base.tensors.values())
-    multiple = GROUPED_BYTES * 8 // DTYPE_BITS[dtype]
+    multiple = row_multiple(dtype)
+    if problem := grouped_mm_problem({"hidden size": hidden}, dtype):
+        hint = "--dtype f32" if request.dtype != "f32" and not grouped_mm_problem({"": hidden}, "F32") else None
+        raise UnsupportedError(
+            f"no stock model runs such a merge by its defaults ({problem})", where=base.directory, hint=hint
+        )
     if width % multiple:
         what = f"{dense} of the base" + (f" and {adapter.rank} of the adapter" if width > dense else "")
         narrow = DTYPE_BITS[dtype] < 32 and not width % 4
@@ -75,7 +79,7 @@ def _check_width(base: Checkpoint, matched: Match, adapter: AdapterExperts, requ
 def check_mergeable(adapter: AdapterExperts, request: Merge) -> None:
     """Raise UnsupportedError for experts that a stock model would compute inexactly or not at all."""
     where, stays = adapter.directory, "it stays an adapter"
-    if adapter.kind not in ADAPTED:
+    if adapter.kind == "pesc":
         raise UnsupportedError(
             f"{adapter.kind} experts read the FFN's output: no stock model has such experts; {stays}", where=where
         )

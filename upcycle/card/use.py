@@ -7,7 +7,7 @@ from upcycle.card.facts import Facts
 from upcycle.card.markdown import fenced, plain
 from upcycle.card.values import mapping, origin, whole
 from upcycle.checkpoint.adapter import EXPERTS
-from upcycle.families.targets import TARGETS
+from upcycle.families.pairs import TARGETS
 
 _VLLM_CHECKED = "With vLLM (not run; its loader's names, shapes and config were compared with those of such a model):"
 

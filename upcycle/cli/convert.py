@@ -18,7 +18,7 @@ def plan(request: requests.Plan, as_json: bool) -> None:
         print_json(drafted.account.as_json())
     else:
         print_account(drafted.account)
-        warn(drafted.warning)
+        warn(*drafted.warnings)
 
 
 @command(requests.Convert, example="upcycle convert mistralai/Mistral-7B-v0.1 mixtral --experts 8 --top-k 2")
@@ -39,4 +39,4 @@ def convert(request: requests.Convert, as_json: bool) -> None:
         click.echo(f"nothing was written; {request.stream_to or request.out} can be")
     else:
         print_written(request, drafted)
-    warn(drafted.warning)
+    warn(*drafted.warnings)

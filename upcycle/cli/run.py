@@ -116,7 +116,7 @@ class _Printer:
             print_written(request, drafted)
         else:
             print_account(drafted.account)
-        warn(drafted.warning)
+        warn(*drafted.warnings)
 
 
 _PRINTERS: dict[type[Any], Callable[[Any, Any], None]] = {

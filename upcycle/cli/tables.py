@@ -32,9 +32,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def warn(message: str | None) -> None:
-    """Print a warning on stderr, if there is one."""
-    if message:
+def warn(*messages: str) -> None:
+    """Print warnings on stderr, a line each."""
+    for message in messages:
         click.echo(f"upcycle: warning: {message}", err=True)
 
 

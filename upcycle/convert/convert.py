@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from upcycle.build.conversion import plan_conversion
-from upcycle.build.routers import router_warning
+from upcycle.build.conversion import conversion_warnings, plan_conversion
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
@@ -24,14 +23,15 @@ class Draft:
 
     plan: Plan
     account: Account
-    warning: str | None  # about a router that starts badly
+    warnings: tuple[str, ...]  # what a user should know before the work is done
     left: tuple[str, ...] = ()  # shards that other parts of the work have yet to write; OUT is not there until then
 
 
 def draft(checkpoint: Checkpoint, request: Conversion) -> Draft:
     """Plan the conversion of `checkpoint`; see `plan_conversion` for what it raises."""
     plan = plan_conversion(checkpoint, request)
-    return Draft(plan, account(plan, worker_count(getattr(request, "workers", 0))), router_warning(request))
+    warnings = conversion_warnings(checkpoint, plan, request)
+    return Draft(plan, account(plan, worker_count(getattr(request, "workers", 0))), warnings)
 
 
 def rehearse(directory: Path, request: Convert) -> Draft:

@@ -29,8 +29,9 @@ def request_of(receipt: Mapping[str, Any], where: Path) -> Conversion:
             "was made by `upcycle merge`, which proves by itself that it computes what the adapter does", where=where,
             hint="`upcycle merge` with --overwrite proves it again",
         )  # fmt: skip
-    said = {**receipt["recipe"], "tokenizer": None, "chat_template": None}
     options = {name: option for name, option in options_of(Conversion).items() if option.recorded}
+    added = {name: option.default for name, option in options.items() if option.added}
+    said = {**added, **receipt["recipe"], "tokenizer": None, "chat_template": None}
     wrong = [name for name, option in options.items() if not _fits(option, said.get(name))]
     if wrong or set(said) != set(options):
         raise CheckpointError(f"damaged recipe in the receipt ({', '.join(wrong) or 'wrong names'})", where=where)

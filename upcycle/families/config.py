@@ -5,7 +5,7 @@ from typing import Any
 
 from upcycle.errors import RecipeError, UnsupportedError
 from upcycle.families import rope
-from upcycle.families.pairs import CONVERTIBLE, Pair, pair_of
+from upcycle.families.pairs import DENSE, Pair, pair_of
 from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
 
 MAX_SIZE = 2**31 - 1
@@ -36,11 +36,11 @@ def find_pair(config: Mapping[str, Any], target: str | None = None) -> Pair:
             "the model is a mixture of experts already",
             found=f"{experts[0]} = {short(config[experts[0]])}, {short(model_type)}",
         )
-    if not isinstance(model_type, str) or model_type not in CONVERTIBLE:
+    if not isinstance(model_type, str) or model_type not in DENSE:
         raise UnsupportedError(
             "no mixture of experts is known for this model",
             found=f"model_type {brief(model_type)}",
-            expected=f"one of {', '.join(CONVERTIBLE)}",
+            expected=f"one of {', '.join(DENSE)}",
         )
     pair = pair_of(model_type, target)
     architectures = config.get("architectures")

@@ -6,13 +6,20 @@ the parity of each pair with random weights.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from upcycle.errors import UnsupportedError
-from upcycle.families.dense import DENSE
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.llama import LLAMA
+from upcycle.families.dense.mistral import MISTRAL
+from upcycle.families.dense.phi3 import PHI3
+from upcycle.families.dense.qwen3 import QWEN3
 from upcycle.families.rules import Reaches, Rule
-from upcycle.families.targets import TARGETS
+from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
+from upcycle.families.targets.mixtral import MIXTRAL
+from upcycle.families.targets.qwen2_moe import QWEN2_MOE
+from upcycle.families.targets.qwen3_moe import QWEN3_MOE
 from upcycle.families.targets.target import Target
 
 
@@ -35,23 +42,26 @@ _NO_WINDOW = {
     "sliding_window": Reaches("max_position_embeddings", "the target has no sliding window; --to full keeps it")
 }
 
-PAIRS: tuple[Pair, ...] = tuple(
-    Pair(DENSE[dense], TARGETS[target], overrides)
-    for dense, target, overrides in (
-        ("llama", "mixtral", {}),
-        ("mistral", "mixtral", {}),
-        ("qwen3", "qwen3_moe", {}),
-        ("phi3", "mixtral", {}),
-        ("llama", "granitemoeshared", {}),
-        ("llama", "qwen2_moe", {}),
-        ("mistral", "granitemoeshared", _NO_WINDOW),
-        ("mistral", "qwen2_moe", _NO_WINDOW),
-    )
+PAIRS: tuple[Pair, ...] = (
+    Pair(LLAMA, MIXTRAL),
+    Pair(MISTRAL, MIXTRAL),
+    Pair(QWEN3, QWEN3_MOE),
+    Pair(PHI3, MIXTRAL),
+    Pair(LLAMA, GRANITEMOESHARED),
+    Pair(LLAMA, QWEN2_MOE),
+    Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW),
+    Pair(MISTRAL, QWEN2_MOE, _NO_WINDOW),
 )
 """Of the pairs of one dense model, the first is what `convert` makes."""
 
-CONVERTIBLE: tuple[str, ...] = tuple(dict.fromkeys(pair.dense.model_type for pair in PAIRS))
-"""Types of dense models that have a pair."""
+DENSE: Mapping[str, Dense] = MappingProxyType({pair.dense.model_type: pair.dense for pair in PAIRS})
+"""Dense models that have a pair, by `model_type`."""
+
+TARGETS: Mapping[str, Target] = MappingProxyType({pair.target.model_type: pair.target for pair in PAIRS})
+"""Mixtures of experts that have a pair, by `model_type`."""
+
+DEFAULT_COMPACT = GRANITEMOESHARED.model_type
+"""What `merge --to compact` writes unless another is named: other readers are right about it, too."""
 
 
 def pair_of(dense: str, target: str | None = None) -> Pair:

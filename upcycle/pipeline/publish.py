@@ -62,7 +62,7 @@ def _fitting_adapter(contents: "Contents", request: requests.Push) -> "Contents"
     from upcycle.checkpoint.adapter import open_adapter
     from upcycle.checkpoint.reader import open_checkpoint
     from upcycle.families.match import match
-    from upcycle.families.pairs import CONVERTIBLE
+    from upcycle.families.pairs import DENSE
     from upcycle.hub.adapter_base import public_base, with_base
 
     public, adapter = public_base(contents, request.base), open_adapter(contents.directory)
@@ -73,7 +73,7 @@ def _fitting_adapter(contents: "Contents", request: requests.Push) -> "Contents"
     if here.is_dir():
         adapter.check_base(here)
         _check_same(open_checkpoint(here), base, public)
-    if adapter.has_experts and base.config.get("model_type") in CONVERTIBLE:
+    if adapter.has_experts and base.config.get("model_type") in DENSE:
         open_experts(contents.directory, match(base))
     return with_base(contents, public)
 

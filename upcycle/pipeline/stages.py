@@ -73,7 +73,7 @@ def _located(adapter: Path, base: str | None, *, allow_pickle: bool = False) -> 
     from upcycle.checkpoint.adapter import is_adapter, open_adapter
     from upcycle.checkpoint.reader import open_checkpoint
     from upcycle.families.match import match
-    from upcycle.families.pairs import CONVERTIBLE
+    from upcycle.families.pairs import DENSE
 
     if not is_adapter(adapter):
         if base is not None:
@@ -90,7 +90,7 @@ def _located(adapter: Path, base: str | None, *, allow_pickle: bool = False) -> 
         hint = "--base names the directory or Hub id where it is"
         raise InputError(f"the model of this adapter is not to be had ({error})", where=adapter, hint=hint) from None
     opened.check_base(found)
-    if opened.has_experts and dense.config.get("model_type") in CONVERTIBLE:
+    if opened.has_experts and dense.config.get("model_type") in DENSE:
         open_experts(adapter, match(dense))
     return found
 

@@ -83,7 +83,7 @@ class Shard:
 class Plan:
     """A whole conversion as data: the files to write and where each tensor's values come from.
 
-    The last four fields tell people about the model; they do not count for the hash.
+    Fields from `layers` on tell people about the model; they do not count for the hash.
     """
 
     shards: tuple[Shard, ...]
@@ -96,6 +96,9 @@ class Plan:
     layers: int
     cache_width: int  # keys and values that one token leaves in the cache, in all layers
     longest: int | None  # positions that the model promises
+    hidden: int  # width of a token's state
+    width: int  # neurons of an expert
+    vocabulary: int  # rows of the embedding
     reader_limits: tuple[str, ...] = ()  # what other programs do not compute of it, a sentence each
 
     @property

@@ -36,5 +36,6 @@ def _flag(name: str) -> str:
 def recorded(request: Any) -> dict[str, Any]:
     """Return the fields of `request` that decide what comes out, as JSON data: for a receipt, or to resume the same."""
     values = asdict(request)
-    names = [option.name for option in options_of(type(request)).values() if option.recorded]
+    options = [option for option in options_of(type(request)).values() if option.recorded]
+    names = [option.name for option in options if not (option.added and values[option.name] == option.default)]
     return {name: list(values[name]) if isinstance(values[name], tuple) else values[name] for name in names}

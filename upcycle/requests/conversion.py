@@ -43,6 +43,10 @@ class Conversion:
     noise: float = option(
         0.0, "Add normal noise to the experts, as a fraction of each tensor's standard deviation.", group="Experts"
     )
+    pad_width: bool = option(
+        False, "Add zero neurons until stock transformers runs experts of this width; the function stays the same.",
+        group="Experts", added=True,
+    )  # fmt: skip
     router: RouterInit = option("normal", "How routers start: drawn from N(0, std^2), or all zeros.", group="Routers")
     router_std: float = option(0.02, "Standard deviation of drawn routers.", group="Routers")
     allow_dead_router: bool = option(

@@ -1,16 +1,11 @@
-"""The ways of making experts, a file each."""
+"""The ways of making experts, a file each: `methods/NAME.py` holds the function NAME, and `method_of` finds it."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from importlib import import_module
+from typing import cast
 
 from upcycle.build.experts import Method
-from upcycle.build.methods.bottleneck import bottleneck
-from upcycle.build.methods.copy import copy
-from upcycle.build.methods.ia3 import ia3
-from upcycle.build.methods.lora import lora
 
-METHODS: Mapping[str, Method] = MappingProxyType({"copy": copy})
-"""Of `upcycle convert --method`: each is asked for by a `requests.Conversion`."""
 
-ADAPTED: Mapping[str, Method] = MappingProxyType({"lora": lora, "ia3": ia3, "bottleneck": bottleneck})
-"""Kinds of adapter experts that can be merged: each is asked for by the `AdapterExperts` that holds them."""
+def method_of(name: str) -> Method:
+    """Return the method called `name`: a choice of `--method`, or a kind of adapter experts that can be merged."""
+    return cast(Method, getattr(import_module(f"{__name__}.{name}"), name))
