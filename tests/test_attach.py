@@ -19,7 +19,7 @@ from tests.test_adapters import IDS, logits
 from upcycle.adapters.load import attached
 from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.reader import open_checkpoint
-from upcycle.errors import InputError, RecipeError, UnsupportedError
+from upcycle.errors import InputError, RequestError, UnsupportedError
 from upcycle.pipeline import stages
 from upcycle.requests import Attach, Generate, Merge, Train
 
@@ -142,7 +142,7 @@ def test_loras_that_cannot_be_experts(tiny: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"rank.*2.*4"):
         attach(tiny, tmp_path / "out", experts=(), from_lora=(str(two), str(four)), shared_a=True)
     with pytest.raises(
-        RecipeError, match=r"--experts does not go with the other options; found .3,., expected the 2 of --from-lora"
+        RequestError, match=r"--experts does not go with the other options; found .3,., expected the 2 of --from-lora"
     ):
         attach(tiny, tmp_path / "out", experts=(3,), from_lora=(str(two), str(four)))
     assert not (tmp_path / "out").exists()
@@ -269,7 +269,7 @@ def test_an_adapter_on_the_hub(tiny: Path, hub: Hub, client: Client, tmp_path: P
     ],
 )
 def test_requests_that_make_no_sense(fields: dict[str, Any], message: str):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RequestError, match=message):
         Attach(model="m", out="o", **{**SMALL, **fields})
 
 

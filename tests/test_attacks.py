@@ -15,7 +15,7 @@ from tests.conftest import contents, edit_json, run_convert
 from tests.models import save_dense
 from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.staging import Staging
-from upcycle.errors import CheckpointError, InputError, RecipeError, StagingError, UnsupportedError
+from upcycle.errors import CheckpointError, InputError, RequestError, StagingError, UnsupportedError
 from upcycle.pipeline.stages import convert, plan, verify
 from upcycle.requests import Convert, Generate, Plan, Verify
 
@@ -76,7 +76,7 @@ def test_a_model_that_changes_while_it_is_copied_is_refused(tiny: Path, copy_of:
 
 def test_ignore_config_takes_no_typos_and_no_known_fields(tiny: Path) -> None:
     for name, reason in (("nosuch", "is not in config.json"), ("hidden_size", "is accounted for, and is not left out")):
-        with pytest.raises(RecipeError, match=f"--ignore-config {name}: the field {reason}"):
+        with pytest.raises(RequestError, match=f"--ignore-config {name}: the field {reason}"):
             plan(Plan(model=str(tiny), ignore_config=(name,)))
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_journal_is_named(
     ],
 )
 def test_numbers_beyond_reason_are_refused(ask: Callable[[], object]) -> None:
-    with pytest.raises(RecipeError, match="is out of range"):
+    with pytest.raises(RequestError, match="is out of range"):
         ask()
 
 

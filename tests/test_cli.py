@@ -79,7 +79,7 @@ def test_a_wrong_request_exits_2(words, message):
 def test_debug_shows_the_traceback(words):
     done = upcycle(*words)
     assert "Traceback" in done.stderr
-    assert "RecipeError: no.yaml: cannot be read (No such file or directory)" in done.stderr
+    assert "RequestError: no.yaml: cannot be read (No such file or directory)" in done.stderr
 
 
 def test_without_debug_an_internal_error_is_one_line():

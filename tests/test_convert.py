@@ -19,7 +19,7 @@ from tests.conftest import contents, edit_json, request_fields, run_convert
 from tests.models import MISTRAL_7B, save_dense, save_header
 from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.reader import open_checkpoint
-from upcycle.errors import InputError, RecipeError, StagingError, UpcycleError
+from upcycle.errors import InputError, RequestError, StagingError, UpcycleError
 from upcycle.pipeline.stages import plan
 from upcycle.requests import Convert, Plan
 
@@ -268,7 +268,7 @@ def test_the_seed_decides(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_one_expert_per_token_is_refused(tiny: Path, out: Path) -> None:
-    error = refused(RecipeError, tiny, out, top_k=1)
+    error = refused(RequestError, tiny, out, top_k=1)
     assert str(error) == (
         "the router would never learn: mixtral divides the weights of the chosen experts by their sum, so with one "
         "expert per token the weight is 1 whatever the router says, and its gradient is zero; found --top-k 1, "
@@ -302,7 +302,7 @@ def test_one_expert_per_token_is_refused(tiny: Path, out: Path) -> None:
     ids=str,
 )
 def test_requests_that_make_no_sense(tiny: Path, out: Path, fields: dict[str, Any], message: str) -> None:
-    assert str(refused(RecipeError, tiny, out, **fields)) == message
+    assert str(refused(RequestError, tiny, out, **fields)) == message
 
 
 # -- the same bytes ---------------------------------------------------------------------------------------------------

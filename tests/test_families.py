@@ -13,7 +13,7 @@ from transformers import LlamaConfig, MistralConfig, MixtralConfig, Phi3Config, 
 from tests.conftest import edit_json
 from tests.models import SMALL
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
-from upcycle.errors import CheckpointError, InputError, RecipeError, UnsupportedError
+from upcycle.errors import CheckpointError, InputError, RequestError, UnsupportedError
 from upcycle.families.config import ACTIVATIONS, find_pair, target_config
 from upcycle.families.match import match
 from upcycle.families.pairs import DENSE, PAIRS, Pair, pair_of
@@ -229,7 +229,7 @@ def test_refused_by_name(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refused_field_cannot_be_ignored_away(name: str) -> None:
-    with pytest.raises(RecipeError, match=f"--ignore-config {name}: the field is accounted for"):
+    with pytest.raises(RequestError, match=f"--ignore-config {name}: the field is accounted for"):
         target_config(pair_of("llama"), {**LLAMA, name: REFUSED[name][0]}, (name,))
 
 

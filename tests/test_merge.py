@@ -18,7 +18,7 @@ from upcycle.adapt.depth import memory_needed
 from upcycle.adapt.merge import _drafted, merge, rehearse
 from upcycle.build import builder
 from upcycle.checkpoint.reader import open_checkpoint
-from upcycle.errors import CheckpointError, InputError, RecipeError, UnsupportedError, UpcycleError
+from upcycle.errors import CheckpointError, InputError, RequestError, UnsupportedError, UpcycleError
 from upcycle.plan.report import Report
 from upcycle.requests.merge import Merge
 
@@ -202,7 +202,7 @@ def test_a_config_that_lies(changes: dict[str, Any], why: str, base: Path, tmp_p
 
 def test_a_target_is_only_for_compact() -> None:
     with pytest.raises(
-        RecipeError, match="--target does not go with the other options; found qwen2_moe, expected --to compact"
+        RequestError, match="--target does not go with the other options; found qwen2_moe, expected --to compact"
     ):
         Merge(adapter="a", out="b", target="qwen2_moe")
 

@@ -16,7 +16,7 @@ from tests.conftest import contents, edit_json, run_convert
 from upcycle.checkpoint import lock, writer
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.place import staging_path
-from upcycle.errors import InputError, RecipeError, StagingError
+from upcycle.errors import InputError, RequestError, StagingError
 from upcycle.pipeline.stages import convert, plan
 from upcycle.plan.execute import share
 from upcycle.requests import Convert, Plan
@@ -62,7 +62,7 @@ def test_every_shard_has_one_part(tiny: Path, count: int) -> None:
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "3", "1/0", "a/b", "-1/3", "1/3/5", "1 / 3", "", "1/100000"])
 def test_parts_that_make_no_sense(part: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RequestError) as caught:
         Convert(model="m", out="o", part=part)
     assert caught.value.expected == "a part such as 3/16, from 1/16 to 16/16"
     assert caught.value.option == "part"

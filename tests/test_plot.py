@@ -16,7 +16,7 @@ import pytest
 from upcycle.analyze.buckets import Buckets
 from upcycle.analyze.metrics import CURVE_POINTS, LOAD_POINTS, find_metrics, read_run
 from upcycle.analyze.plot import plot
-from upcycle.errors import InputError, RecipeError
+from upcycle.errors import InputError, RequestError
 from upcycle.requests.plot import Plot
 
 OF_ALL = ["losses", "router-losses", "optimizer", "speed", "layers", "load", "load-over-steps"]
@@ -331,5 +331,5 @@ def test_an_output_that_cannot_be(runs: Path, tmp_path: Path) -> None:
 
 
 def test_more_runs_than_colours() -> None:
-    with pytest.raises(RecipeError, match="found 7 further runs, expected at most 6"):
+    with pytest.raises(RequestError, match="found 7 further runs, expected at most 6"):
         Plot(metrics="a", also=("b",) * 7)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from upcycle import requests
 from upcycle.cli.main import group
-from upcycle.errors import RecipeError, UpcycleError
+from upcycle.errors import RequestError, UpcycleError
 from upcycle.pipeline import stages
 from upcycle.pipeline.document import MAX_BYTES, parse
 from upcycle.pipeline.grammar import CHAINED, REQUESTS, command_of, command_options
@@ -46,7 +46,7 @@ def read(directory: Path, text: str, *overrides: str) -> Recipe:
 
 def refusal(directory: Path, text: str, *overrides: str) -> str:
     """Return why a recipe is refused, without the directory that it is in."""
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RequestError) as caught:
         read(directory, text, *overrides)
     return str(caught.value).replace(f"{directory}/", "")
 
@@ -278,17 +278,17 @@ PIECES = [*"{}[]:,-?&*!|>'\"%@`# \n\t\\~<=0.e\x00\ud800", "a", "&a ", "*a ", "!!
 def test_whatever_is_not_read_is_refused(text):
     try:
         parse(text, str)
-    except RecipeError as error:
+    except RequestError as error:
         assert error.where is not None  # noqa: PT017  most texts are refused, some are not
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path):
-    with pytest.raises(RecipeError, match=r"no\.yaml: cannot be read \(No such file or directory\)$"):
+    with pytest.raises(RequestError, match=r"no\.yaml: cannot be read \(No such file or directory\)$"):
         read_recipe(tmp_path / "no.yaml")
-    with pytest.raises(RecipeError, match=r"cannot be read \(Is a directory\)$"):
+    with pytest.raises(RequestError, match=r"cannot be read \(Is a directory\)$"):
         read_recipe(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: a\ndescription: caf\xe9\n")
-    with pytest.raises(RecipeError, match=r"latin\.yaml:2: is not UTF-8 text$"):
+    with pytest.raises(RequestError, match=r"latin\.yaml:2: is not UTF-8 text$"):
         read_recipe(tmp_path / "latin.yaml")
 
 
@@ -419,7 +419,7 @@ def test_finding_a_recipe(tmp_path, monkeypatch):
     assert find_recipe("mine.yaml") == Path("mine.yaml")
     (tmp_path / "mine").write_text(HEAD)
     assert find_recipe("mine") == Path("mine")
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RequestError) as caught:
         find_recipe("smollm2")
     assert str(caught.value) == (
         f"upcycle run: unknown recipe; found 'smollm2', expected one of a file, {', '.join(packaged())}; "

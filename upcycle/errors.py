@@ -6,7 +6,7 @@
     └── InputError               exit 2   the request or the input is wrong
         ├── CheckpointError      exit 2   files on disk are not a sound checkpoint
         ├── UnsupportedError     exit 2   a sound checkpoint that the target cannot express
-        └── RecipeError          exit 2   a recipe or an option that says something impossible
+        └── RequestError         exit 2   an option or a recipe that says something impossible
 
 Only `cli` turns an error into an exit code. An `InputError` says what was found, what was expected and which
 option helps; those three are attributes, so that tests and programs can read them without parsing the message.
@@ -66,8 +66,8 @@ class UnsupportedError(InputError):
     """The checkpoint is sound, but the target architecture cannot compute what it computes."""
 
 
-class RecipeError(InputError):
-    """A recipe or a combination of options is wrong."""
+class RequestError(InputError):
+    """An option, a combination of options, or a recipe is wrong."""
 
     def __init__(self, what: str, *, option: str | None = None, **parts: Any) -> None:
         """As InputError; `option` is the field that is to blame, where it is one."""

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from upcycle.adapt.lora_files import Delta, Lora
 from upcycle.adapt.placed import Linears, Placed, leaf, leaves_of, place_updates
 from upcycle.build.adapter_experts import expert_name, module_name, update_names
-from upcycle.errors import InputError, RecipeError
+from upcycle.errors import InputError, RequestError
 from upcycle.families.dense.dense import Dense
 from upcycle.families.match import Match
 from upcycle.requests.attach import AttentionDeltas
@@ -65,7 +65,7 @@ def compose(
     Raises InputError for LoRAs that do not fit the model or one another.
     """
     if not loras:
-        raise RecipeError("no LoRA to make experts of", option="from_lora")
+        raise RequestError("no LoRA to make experts of", option="from_lora")
     dense = Linears.of(matched)
     placed = [place_updates(lora, dense) for lora in loras]
     _refuse_without_ffn(loras, placed, dense)

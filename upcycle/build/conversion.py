@@ -20,7 +20,7 @@ from upcycle.requests import Conversion
 def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
     """Return the whole plan of converting `checkpoint`.
 
-    Raises CheckpointError, UnsupportedError or RecipeError for all that would go wrong, before a byte is written.
+    Raises CheckpointError, UnsupportedError or RequestError for all that would go wrong, before a byte is written.
     """
     matched = match(checkpoint, request.ignore_config)
     check_router_can_learn(matched.target, request)

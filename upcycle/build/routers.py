@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from upcycle.checkpoint.header import TensorSpec
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 from upcycle.families.targets.target import Target
 from upcycle.plan.sources import Normal, Source, Zeros
 from upcycle.requests import Conversion
@@ -37,9 +37,9 @@ ROUTERS: Mapping[str, Callable[[RouterSlot, Conversion], Source]] = MappingProxy
 
 
 def check_router_can_learn(target: Target, request: Conversion) -> None:
-    """Raise RecipeError for a router without gradient: with one expert per token, a renormalised weight is 1."""
+    """Raise RequestError for a router without gradient: with one expert per token, a renormalised weight is 1."""
     if target.router.renormalises and request.top_k == 1 and not request.allow_dead_router:
-        raise RecipeError(
+        raise RequestError(
             f"the router would never learn: {target.model_type} divides the weights of the chosen experts by their "
             "sum, so with one expert per token the weight is 1 whatever the router says, and its gradient is zero",
             found="--top-k 1",

@@ -10,7 +10,7 @@ from upcycle import requests
 from upcycle.card.facts import Facts
 from upcycle.card.markdown import cleaned, plain
 from upcycle.card.values import mapping, origin
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 from upcycle.option import Option, options_of
 
 _COMMANDS: dict[str, tuple[str, type[Any]]] = {
@@ -76,7 +76,7 @@ def _step(command: str, request: type[Any], options: dict[str, Any]) -> dict[str
     chained = dict.fromkeys(_CHAINED & known.keys() - values.keys(), "before")
     try:
         request(**values, **chained)
-    except (RecipeError, TypeError):  # TypeError: an option that must be given is not in the record
+    except (RequestError, TypeError):  # TypeError: an option that must be given is not in the record
         return None
     return {command: options}
 

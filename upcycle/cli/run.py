@@ -64,7 +64,7 @@ def carry_out(
     """Carry out a recipe, given by path or name, and print what happens; see `upcycle.pipeline.run` for what it raises.
 
     Unless it is not to `remember`, what was done before is skipped, but for `again`, and what is done now is noted.
-    Raises RecipeError for a recipe or an override that makes no sense.
+    Raises RequestError for a recipe or an override that makes no sense.
     """
     from upcycle.pipeline import run as runner
     from upcycle.pipeline.done import remembered

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from upcycle.errors import CheckpointError, InputError, RecipeError
+from upcycle.errors import CheckpointError, InputError, RequestError
 from upcycle.option import Option, options_of
 from upcycle.plan.receipt import Origin, as_text
 from upcycle.requests import Conversion, recorded
@@ -38,7 +38,7 @@ def request_of(receipt: Mapping[str, Any], where: Path) -> Conversion:
     values: dict[str, Any] = {name: tuple(value) if options[name].many else value for name, value in said.items()}
     try:
         return Conversion(**values, allow_dead_router=True)
-    except RecipeError as error:
+    except RequestError as error:
         raise CheckpointError(f"damaged recipe in the receipt ({error})", where=where) from None
 
 

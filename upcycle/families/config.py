@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from upcycle.errors import RecipeError, UnsupportedError
+from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Pair, pair_of
 from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
@@ -63,7 +63,7 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
     for name in ignored_fields:
         if name in ruled or name not in config:
             reason = "is accounted for, and is not left out" if name in ruled else "is not in config.json"
-            raise RecipeError(f"--ignore-config {name}: the field {reason}", option="ignore_config")
+            raise RequestError(f"--ignore-config {name}: the field {reason}", option="ignore_config")
     known = {*ruled, *ignored_fields}
     unknown = [name for name in config if name not in known]
     problems += [f"{short(name)} = {brief(config[name])}: not known to have a counterpart" for name in unknown]

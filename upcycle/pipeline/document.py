@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 
 MAX_BYTES = 1_000_000
 """A recipe is a page; a file this large is something else."""
@@ -56,23 +56,23 @@ class Value:
         return str(self.data).lower() if isinstance(self.data, bool) else f"the number {_shortened(str(self.data))}"
 
     def entries(self, what: str, hint: str | None = None) -> Mapping[str, "Value"]:
-        """Return the entries of a mapping; raise RecipeError if this is none."""
+        """Return the entries of a mapping; raise RequestError if this is none."""
         if isinstance(self.data, Mapping):
             return self.data
         raise wrong_type(what, self, "a mapping", hint)
 
 
-def wrong_type(what: str, value: Value, expected: str, hint: str | None = None) -> RecipeError:
+def wrong_type(what: str, value: Value, expected: str, hint: str | None = None) -> RequestError:
     """Return the error for a value of another type than `what` has."""
-    return RecipeError(
+    return RequestError(
         f"{what} has the wrong type", where=value.where, found=value.described(), expected=expected, hint=hint
     )
 
 
-def unknown(what: str, name: str, known: list[str], where: str) -> RecipeError:
+def unknown(what: str, name: str, known: list[str], where: str) -> RequestError:
     """Return the error for a name that is not one of `known`."""
     close = get_close_matches(name, known, n=1)
-    return RecipeError(
+    return RequestError(
         f"unknown {what}",
         where=where,
         found=repr(_shortened(name)),
@@ -82,38 +82,38 @@ def unknown(what: str, name: str, known: list[str], where: str) -> RecipeError:
 
 
 def read_document(path: Path) -> Value:
-    """Return what the recipe file `path` says; raise RecipeError, with the line, for all that a recipe cannot hold."""
+    """Return what the recipe file `path` says; raise RequestError, with the line, for all that a recipe cannot hold."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"cannot be read ({error.strerror})", where=path) from None
+        raise RequestError(f"cannot be read ({error.strerror})", where=path) from None
     if len(data) > MAX_BYTES:
-        raise RecipeError("is too large for a recipe", where=path, expected=f"{MAX_BYTES:,} bytes or less")
+        raise RequestError("is too large for a recipe", where=path, expected=f"{MAX_BYTES:,} bytes or less")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise RecipeError("is not UTF-8 text", where=f"{path}:{line}") from None
+        raise RequestError("is not UTF-8 text", where=f"{path}:{line}") from None
     return parse(text, lambda line: f"{path}:{line}")
 
 
 def parse(text: str, where: Callable[[int], str]) -> Value:
-    """Return what `text` says; `where` names the place of a line, counted from 1. Raises RecipeError."""
+    """Return what `text` says; `where` names the place of a line, counted from 1. Raises RequestError."""
     try:
         loader = _Loader(text, where)
         node = loader.only_document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         tab = "\\t" in (error.problem or "")
-        raise RecipeError(
+        raise RequestError(
             f"is not sound YAML ({error.problem})",
             where=where(mark.line + 1 if mark else 1),
             hint="indent with spaces, not tabs" if tab else None,
         ) from None
     except yaml.reader.ReaderError as error:
         place = where(text.count("\n", 0, error.position) + 1)
-        raise RecipeError("holds a control character", where=place, found=f"#x{error.character:02x}") from None
+        raise RequestError("holds a control character", where=place, found=f"#x{error.character:02x}") from None
     return _value(node, where)
 
 
@@ -129,7 +129,7 @@ class _Loader(yaml.SafeLoader):
         """Return the root of the one document that there must be."""
         self.get_event()
         if self.check_event(yaml.StreamEndEvent):
-            raise RecipeError("is empty", where=self._where(1), expected="a recipe: name, description and steps")
+            raise RequestError("is empty", where=self._where(1), expected="a recipe: name, description and steps")
         node = self.compose_document()
         assert node is not None  # noqa: S101  there was an event, so there is a node
         if not self.check_event(yaml.StreamEndEvent):
@@ -156,8 +156,8 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def _refusal(self, what: str, expected: str) -> RecipeError:
-        return RecipeError(what, where=self._where(self.peek_event().start_mark.line + 1), expected=expected)
+    def _refusal(self, what: str, expected: str) -> RequestError:
+        return RequestError(what, where=self._where(self.peek_event().start_mark.line + 1), expected=expected)
 
 
 _Loader.yaml_implicit_resolvers = {}  # those of YAML 1.1 read `no` as false and `12:30` as 750
@@ -179,7 +179,7 @@ def _value(node: yaml.Node, where: Callable[[int], str], key_line: int | None = 
     try:
         return Value(_SCALARS[node.tag](node.value), where(line))
     except (KeyError, ValueError):  # a tag that does not fit, or more digits than Python reads
-        raise RecipeError(
+        raise RequestError(
             "cannot be read", where=where(line), found=repr(_shortened(node.value)), expected=node.tag.split(":")[-1]
         ) from None
 
@@ -189,10 +189,10 @@ def _entries(node: yaml.MappingNode, where: Callable[[int], str]) -> dict[str, V
     for key, value in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise RecipeError("has a list or mapping as a key", where=where(line), expected="a name")
+            raise RequestError("has a list or mapping as a key", where=where(line), expected="a name")
         if key.value in entries:
             again = f"the key {_shortened(key.value)!r} a second time"
-            raise RecipeError(f"has {again}", where=where(line), hint=f"the first is at {entries[key.value].where}")
+            raise RequestError(f"has {again}", where=where(line), hint=f"the first is at {entries[key.value].where}")
         entries[key.value] = _value(value, where, line)
     return entries
 

@@ -4,7 +4,7 @@ from dataclasses import MISSING
 from typing import Any
 
 from upcycle import requests
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 from upcycle.option import Option, options_of
 from upcycle.pipeline.document import Value, wrong_type
 
@@ -38,7 +38,7 @@ def is_required(option: Option) -> bool:
 
 
 def read_option(option: Option, value: Value, command: str) -> Any:
-    """Return `value` as the field holds it; raise RecipeError for another type or an unknown choice."""
+    """Return `value` as the field holds it; raise RequestError for another type or an unknown choice."""
     what = f"{command}.{option.name}"
     if value.data is None and option.nullable:
         return None
@@ -57,7 +57,7 @@ def _read_one(option: Option, value: Value, what: str) -> Any:
         raise wrong_type(what, value, option.words_of_one, "put it in quotes" if plain else None)
     if option.choices and value.data not in option.choices:
         what = f"{what} is none of its choices"
-        raise RecipeError(what, where=value.where, found=value.described(), expected=option.words_of_one)
+        raise RequestError(what, where=value.where, found=value.described(), expected=option.words_of_one)
     try:
         return option.kind(value.data)
     except OverflowError:

@@ -23,7 +23,7 @@ from typing import Any
 
 import upcycle
 from upcycle import requests
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 from upcycle.option import Option
 from upcycle.pipeline.document import Value, parse, read_document, unknown, wrong_type
 from upcycle.pipeline.grammar import CHAINED, REQUESTS, command_of, command_options, is_required, read_option
@@ -60,7 +60,7 @@ def packaged() -> dict[str, Path]:
 
 
 def find_recipe(name: str) -> Path:
-    """Return the path of a recipe given as a path or by a packaged one's name; raise RecipeError for another name."""
+    """Return the path of a recipe given as a path or by a packaged one's name; raise RequestError for another name."""
     path, known = Path(name).expanduser(), packaged()
     if not path.is_file() and name in known:
         return known[name]
@@ -72,7 +72,7 @@ def find_recipe(name: str) -> Path:
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe in the file `path`, with `overrides` (`convert.experts=8`) put in.
 
-    Raises RecipeError, with the line or the override, for whatever cannot be read or makes no sense.
+    Raises RequestError, with the line or the override, for whatever cannot be read or makes no sense.
     """
     top = read_document(path)
     entries = top.entries("the recipe")
@@ -80,7 +80,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_names("key", entries, known)
     for key in known:
         if key not in entries:
-            raise RecipeError(f"lacks {key}", where=top.where, expected="name, description and steps")
+            raise RequestError(f"lacks {key}", where=top.where, expected="name, description and steps")
     said = [_said(item) for item in _steps(entries["steps"])]
     for override in overrides:
         _override(said, override)
@@ -115,7 +115,7 @@ def _said(value: Value) -> _Said:
     """Return a step that has one known command and known options."""
     entries = value.entries("a step", "such as `- verify: {}`")
     if len(entries) != 1:
-        raise RecipeError("a step is one command", where=value.where, found=", ".join(entries) or "none")
+        raise RequestError("a step is one command", where=value.where, found=", ".join(entries) or "none")
     ((command, body),) = entries.items()
     _check_names("command", entries, list(REQUESTS))
     options = body.entries(command, f"such as `{command}: {{}}`")
@@ -134,7 +134,7 @@ def _override(said: list[_Said], override: str) -> None:
     where = f"--set {override}"
     matched = _OVERRIDE.fullmatch(override)
     if matched is None:
-        raise RecipeError("cannot be read", where=where, expected="STEP.FIELD=VALUE, such as convert.experts=8")
+        raise RequestError("cannot be read", where=where, expected="STEP.FIELD=VALUE, such as convert.experts=8")
     step = _chosen(said, matched["command"], matched["index"], where)
     known = list(command_options(step.command))
     if matched["name"] not in known:
@@ -148,9 +148,9 @@ def _chosen(said: list[_Said], command: str, index: str | None, where: str) -> _
         raise unknown("step", command, list(dict.fromkeys(step.command for step in said)), where)
     if index is None and len(steps) > 1:
         names = f"{command}.0 to {command}.{len(steps) - 1}"
-        raise RecipeError("names several steps", where=where, found=f"{len(steps)} of {command}", expected=names)
+        raise RequestError("names several steps", where=where, found=f"{len(steps)} of {command}", expected=names)
     if int(index or 0) >= len(steps):
-        raise RecipeError("names no step", where=where, found=f"{len(steps)} of {command}, counted from 0")
+        raise RequestError("names no step", where=where, found=f"{len(steps)} of {command}, counted from 0")
     return steps[int(index or 0)]
 
 
@@ -182,18 +182,18 @@ def _request(step: _Said, chain: Mapping[str, str], before: Sequence[_Said]) -> 
             raise _lacking(step, option, before)
     try:
         return REQUESTS[step.command](**values)
-    except RecipeError as error:  # a value that the request refuses
+    except RequestError as error:  # a value that the request refuses
         blamed = step.options.get(error.option or "")
         where = blamed.where if blamed else step.where
         what = f"{step.command}.{error.what}"
-        raise RecipeError(what, where=where, found=error.found, expected=error.expected) from None
+        raise RequestError(what, where=where, found=error.found, expected=error.expected) from None
 
 
-def _lacking(step: _Said, option: Option, before: Sequence[_Said]) -> RecipeError:
+def _lacking(step: _Said, option: Option, before: Sequence[_Said]) -> RequestError:
     hint = "no step comes before it to take it from" if option.name in CHAINED else None
     if hint and any("stream_to" in one.options for one in before):
         hint = "what comes before it writes to the Hub, with stream_to, and leaves no directory"
-    return RecipeError(f"{step.command} lacks {option.name}", where=step.where, expected=option.words, hint=hint)
+    return RequestError(f"{step.command} lacks {option.name}", where=step.where, expected=option.words, hint=hint)
 
 
 def _flags(option: Option, request: Any) -> list[str]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require, require_beside
 from upcycle.requests.conversion import MAX_EXPERTS
@@ -78,7 +78,7 @@ class Attach:
     overwrite: bool = option(False, "Replace OUT once the new adapter is complete.", group=_RUN, recorded=False)
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for values that no adapter can have."""
+        """Raise RequestError for values that no adapter can have."""
         check_kinds(self)
         counts = self.counts
         fits = all(0 <= count <= MAX_EXPERTS for count in counts) and max(counts) > 0
@@ -86,7 +86,7 @@ class Attach:
         fewest = min(count for count in counts if count)
         require(1 <= self.top_k <= fewest, "top_k", self.top_k, f"1 to {fewest}, the experts of a layer")
         if self.routing == "topk" and self.top_k == 1:
-            raise RecipeError(
+            raise RequestError(
                 "the router would never learn: the weights of the chosen experts are divided by their sum, so with one "
                 "expert per token the weight is 1 whatever the router says",
                 found="--top-k 1", expected="--top-k 2 or more", option="top_k",

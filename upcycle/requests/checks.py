@@ -3,30 +3,32 @@
 from dataclasses import asdict
 from typing import Any
 
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 from upcycle.option import options_of, wrong_kind
 
 
 def check_kinds(request: Any) -> None:
-    """Raise RecipeError for a value of another kind than its field, which only Python programs can give."""
+    """Raise RequestError for a value of another kind than its field, which only Python programs can give."""
     wrong = wrong_kind(request)
     if wrong:
         found = repr(getattr(request, wrong.name))[:60]
-        raise RecipeError(f"{wrong.name} is of the wrong kind", found=found, expected=wrong.words, option=wrong.name)
+        raise RequestError(f"{wrong.name} is of the wrong kind", found=found, expected=wrong.words, option=wrong.name)
 
 
 def require(good: bool, name: str, found: object, expected: str) -> None:
-    """Raise RecipeError, naming the option `name`, unless its value is `good`."""
+    """Raise RequestError, naming the option `name`, unless its value is `good`."""
     if not good:
-        raise RecipeError(
+        raise RequestError(
             f"{name} is out of range", found=found, expected=expected, hint=f"set it with {_flag(name)}", option=name
         )
 
 
 def require_beside(good: bool, name: str, found: object, other: str) -> None:
-    """Raise RecipeError unless the option `name` goes with `other`, which says what it needs or excludes."""
+    """Raise RequestError unless the option `name` goes with `other`, which says what it needs or excludes."""
     if not good:
-        raise RecipeError(f"{_flag(name)} does not go with the other options", found=found, expected=other, option=name)
+        raise RequestError(
+            f"{_flag(name)} does not go with the other options", found=found, expected=other, option=name
+        )
 
 
 def _flag(name: str) -> str:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require, require_beside
 
@@ -22,7 +22,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 
 
 def shard_bytes(max_shard_size: str) -> int:
-    """Return a `--max-shard-size` in bytes; raise RecipeError when it is no size."""
+    """Return a `--max-shard-size` in bytes; raise RequestError when it is no size."""
     matched = _SIZE.fullmatch(max_shard_size.strip())
     size = int(float(matched[1]) * _UNITS[(matched[2] or "").lower()]) if matched else 0
     require(size > 0, "max_shard_size", max_shard_size, "a size such as 500MB or 5GB")
@@ -66,7 +66,7 @@ class Conversion:
     )
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for values that no conversion can have."""
+        """Raise RequestError for values that no conversion can have."""
         check_kinds(self)
         require(1 <= self.experts <= MAX_EXPERTS, "experts", self.experts, f"1 to {MAX_EXPERTS}")
         require(1 <= self.top_k <= self.experts, "top_k", self.top_k, f"1 to the {self.experts} experts")
@@ -122,11 +122,11 @@ class Convert(Conversion):
         """It goes to a directory or to the Hub; what is for directories is not for the Hub."""
         if self.stream_to is None:
             if not self.out:
-                raise RecipeError("there is no OUT to write to", expected="a directory, or --stream-to", option="out")
+                raise RequestError("there is no OUT to write to", expected="a directory, or --stream-to", option="out")
             require_beside(not self.private, "private", self.private, "--stream-to")
             return
         if self.out:
-            raise RecipeError("OUT does not go with --stream-to", found=self.out, option="out")
+            raise RequestError("OUT does not go with --stream-to", found=self.out, option="out")
         for name in ("overwrite", "part"):
             value = getattr(self, name)
             require_beside(not value, name, value, "no --stream-to, which goes on by itself where it stopped")
@@ -156,6 +156,6 @@ class Verify:
     )
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for a number of tokens that cannot be run."""
+        """Raise RequestError for a number of tokens that cannot be run."""
         check_kinds(self)
         require(2 <= self.tokens <= 10**6, "tokens", self.tokens, "2 to a million")

@@ -24,7 +24,7 @@ class Generate:
     dtype: RunDtype = option("auto", "Data type to run in; auto is as stored.")
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for lengths and temperatures that make no sense."""
+        """Raise RequestError for lengths and temperatures that make no sense."""
         check_kinds(self)
         require(1 <= self.max_new_tokens <= 10**6, "max_new_tokens", self.max_new_tokens, "1 to a million")
         usable = self.temperature == 0 or 1e-3 <= self.temperature <= 1e3

@@ -51,7 +51,7 @@ class Merge:
     overwrite: bool = option(False, "Replace OUT once the new output is complete.", group="Running", recorded=False)
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for values that no merge can have."""
+        """Raise RequestError for values that no merge can have."""
         check_kinds(self)
         require_beside(self.target is None or self.to == "compact", "target", self.target, "--to compact")
         require(2 <= self.tokens <= 10**5, "tokens", self.tokens, "2 to 100,000")

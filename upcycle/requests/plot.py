@@ -27,6 +27,6 @@ class Plot:
     format: PictureFormat = option("png", "Kind of the pictures.")
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for more runs than can be told apart."""
+        """Raise RequestError for more runs than can be told apart."""
         check_kinds(self)
         require(len(self.also) < MAX_RUNS, "also", f"{len(self.also)} further runs", f"at most {MAX_RUNS - 1}")

@@ -36,7 +36,7 @@ class Push:
     dry_run: bool = option(False, "Check, and say what would be uploaded; change nothing.", group="Running")
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for options that do not go together."""
+        """Raise RequestError for options that do not go together."""
         check_kinds(self)
         other = None if self.revision in (None, _MAIN) else self.revision
         require_beside(not (self.create_pr and other), "create_pr", other, "no --revision: it is opened against main")

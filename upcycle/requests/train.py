@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from upcycle.errors import RecipeError
+from upcycle.errors import RequestError
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require
 
@@ -127,10 +127,10 @@ class Train:
     tracker: Tracker = option("none", "Also report to a tracker.", group=_RUN, recorded=False)
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for what no training can be."""
+        """Raise RequestError for what no training can be."""
         check_kinds(self)
         if not self.data:
-            raise RecipeError(
+            raise RequestError(
                 "there is nothing to train on", expected="--data with a file or a data set", option="data"
             )
         self._check_weights()
