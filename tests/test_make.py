@@ -70,7 +70,7 @@ def making(tmp_path: Path) -> Making:
 
 def carry_out(plan: Plan, making: Making, **hooks) -> tuple[str, ...]:
     def receipt(hashes: Mapping[str, str], files: Mapping[str, bytes]) -> bytes:
-        return receipt_bytes(plan, recipe={"to": "x"}, source={"name": "base"}, hashes=hashes, side_files=files)
+        return receipt_bytes(plan, record={"to": "x"}, source={"name": "base"}, hashes=hashes, side_files=files)
 
     return make(plan, making, receipt, lambda _: lambda _: None, **hooks)
 

@@ -183,7 +183,7 @@ def test_a_damaged_recipe_is_refused(tiny: Path, converted: Converted, change: d
     path = converted(tiny) / "upcycle.json"
     receipt = json.loads(path.read_text())
     path.write_text(json.dumps({**receipt, "recipe": {**receipt["recipe"], **change}}))
-    with pytest.raises(CheckpointError, match="damaged recipe in the receipt"):
+    with pytest.raises(CheckpointError, match="damaged record in the receipt"):
         check(tiny, path.parent)
 
 

@@ -70,8 +70,8 @@ def merge(adapter: Path, base: Path, request: Merge, start: Callable[[int], Adva
 
     def receipt(hashes: Mapping[str, str], files: Mapping[str, bytes]) -> bytes:
         origin = Origin.of(base, checkpoint.headers)
-        recipe = {"command": "merge", **recorded(request), "adapter": as_text(adapter.resolve().name)}
-        return receipt_bytes(drafted.plan, recipe=recipe, source=origin.as_json(), hashes=hashes, side_files=files)
+        record = {"command": "merge", **recorded(request), "adapter": as_text(adapter.resolve().name)}
+        return receipt_bytes(drafted.plan, record=record, source=origin.as_json(), hashes=hashes, side_files=files)
 
     before = lineage(adapter)
     making = _making(adapter, base, request, {LINEAGE_FILE: lineage_bytes(before)} if before else {})

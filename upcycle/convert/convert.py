@@ -8,7 +8,7 @@ from upcycle.build.conversion import conversion_warnings, plan_conversion
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
-from upcycle.convert.receipt import recorded_recipe
+from upcycle.convert.receipt import record_of
 from upcycle.plan.account import Account, account
 from upcycle.plan.execute import Advance
 from upcycle.plan.make import Making, make, output_path, worker_count
@@ -55,8 +55,8 @@ def convert(directory: Path, request: Convert, start: Callable[[int], Advance]) 
 
     def receipt(hashes: Mapping[str, str], files: Mapping[str, bytes]) -> bytes:
         origin = Origin.of(directory, plan.sources)
-        recipe = recorded_recipe(request, origin)
-        return receipt_bytes(plan, recipe=recipe, source=origin.as_json(), hashes=hashes, side_files=files)
+        record = record_of(request, origin)
+        return receipt_bytes(plan, record=record, source=origin.as_json(), hashes=hashes, side_files=files)
 
     return replace(drafted, left=make(plan, making, receipt, start))
 

@@ -1,4 +1,4 @@
-"""The recipe in the receipt of a conversion: written without paths, read as strictly as anything from outside."""
+"""The record of a conversion in its receipt: written without paths, read as strictly as any file from outside."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,40 +6,40 @@ from typing import Any
 
 from upcycle.errors import CheckpointError, InputError, RequestError
 from upcycle.option import Option, options_of
-from upcycle.plan.receipt import Origin, as_text
+from upcycle.plan.receipt import RECORD, Origin, as_text
 from upcycle.requests import Conversion, recorded
 
 
-def recorded_recipe(request: Conversion, origin: Origin) -> dict[str, Any]:
+def record_of(request: Conversion, origin: Origin) -> dict[str, Any]:
     """Return what the receipt says of `request`: files by their names, the model by where it came from."""
-    recipe = recorded(request)
-    recipe["model"] = origin.name
+    record = recorded(request)
+    record["model"] = origin.name
     for name in ("tokenizer", "chat_template"):
-        recipe[name] = recipe[name] and as_text(Path(recipe[name]).name)
-    return recipe
+        record[name] = record[name] and as_text(Path(record[name]).name)
+    return record
 
 
 def request_of(receipt: Mapping[str, Any], where: Path) -> Conversion:
     """Return the conversion that a receipt records, for building its plan again.
 
-    Raises CheckpointError for a recipe that no conversion has, InputError for what another command made.
+    Raises CheckpointError for a record that no conversion can have, InputError for what another command made.
     """
-    if receipt["recipe"].get("command") == "merge":  # that of a conversion names no command
+    if receipt[RECORD].get("command") == "merge":  # that of a conversion names no command
         raise InputError(
             "was made by `upcycle merge`, which proves by itself that it computes what the adapter does", where=where,
             hint="`upcycle merge` with --overwrite proves it again",
         )  # fmt: skip
     options = {name: option for name, option in options_of(Conversion).items() if option.recorded}
     added = {name: option.default for name, option in options.items() if option.added}
-    said = {**added, **receipt["recipe"], "tokenizer": None, "chat_template": None}
+    said = {**added, **receipt[RECORD], "tokenizer": None, "chat_template": None}
     wrong = [name for name, option in options.items() if not _fits(option, said.get(name))]
     if wrong or set(said) != set(options):
-        raise CheckpointError(f"damaged recipe in the receipt ({', '.join(wrong) or 'wrong names'})", where=where)
+        raise CheckpointError(f"damaged record in the receipt ({', '.join(wrong) or 'wrong names'})", where=where)
     values: dict[str, Any] = {name: tuple(value) if options[name].many else value for name, value in said.items()}
     try:
         return Conversion(**values, allow_dead_router=True)
     except RequestError as error:
-        raise CheckpointError(f"damaged recipe in the receipt ({error})", where=where) from None
+        raise CheckpointError(f"damaged record in the receipt ({error})", where=where) from None
 
 
 def _fits(option: Option, value: Any) -> bool:

@@ -25,7 +25,7 @@ from upcycle.families.config import find_pair
 from upcycle.families.pairs import Pair
 from upcycle.plan.compare import compare_tensors, report_tensors, some
 from upcycle.plan.plan import Plan
-from upcycle.plan.receipt import read_receipt
+from upcycle.plan.receipt import RECORD, read_receipt
 from upcycle.plan.report import Line, Report, Verdict
 from upcycle.requests import Verify
 
@@ -65,7 +65,7 @@ def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: S
     advance = start(sum(write.nbytes for write in plan.writes))
     report_tensors(report, compare_tensors(plan, moe, receipt, min(8, os.cpu_count() or 1), advance), receipt)
     if report.passed and not request.tensors_only:
-        _check_function(report, plan, dense, moe, request, own_tokenizer=bool(receipt["recipe"].get("tokenizer")))
+        _check_function(report, plan, dense, moe, request, own_tokenizer=bool(receipt[RECORD].get("tokenizer")))
     elif not request.tensors_only:
         report.lines.append(Line("models", "note", "not run: what is wrong above comes first"))
     if record:

@@ -21,7 +21,7 @@ from upcycle.checkpoint.place import RECEIPT_FILE
 from upcycle.checkpoint.reader import hub_blob, open_checkpoint
 from upcycle.checkpoint.staging import Staging
 from upcycle.convert.convert import Draft, beside, draft
-from upcycle.convert.receipt import recorded_recipe
+from upcycle.convert.receipt import record_of
 from upcycle.errors import StagingError, UnreachableError, UpcycleError
 from upcycle.foreign.cache import cache_directory
 from upcycle.pipeline.publish import card_writer
@@ -202,8 +202,8 @@ def _receipt(
     """Return the receipt, the same as of a conversion into a directory."""
     hashes = {name: digest for shard in plan.shards for name, digest in sorted(finished[shard.name].hashes.items())}
     origin = Origin.of(directory, plan.sources)
-    said = recorded_recipe(request, origin)
-    return receipt_bytes(plan, recipe=said, source=origin.as_json(), hashes=hashes, side_files=files)
+    said = record_of(request, origin)
+    return receipt_bytes(plan, record=said, source=origin.as_json(), hashes=hashes, side_files=files)
 
 
 def _contents(scratch: Path, plan: Plan, files: Mapping[str, bytes], finished: Mapping[str, "Finished"]) -> "Contents":

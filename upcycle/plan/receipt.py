@@ -1,4 +1,4 @@
-"""`upcycle.json`: what was made, from what, by which recipe, and the hashes that let anyone check it.
+"""`upcycle.json`: what was made, from what, by which request, and the hashes that let anyone check it.
 
 The receipt holds no time and no path, so the same work gives the same bytes wherever it is done.
 """
@@ -21,6 +21,9 @@ from upcycle.plan.plan import Plan
 
 FORMAT = 1
 """Version of the receipt's own layout."""
+
+RECORD = "recipe"
+"""The receipt's key for the record of its request; named so since the first version, and old receipts stay readable."""
 
 _CACHE_PREFIX = "models--"
 
@@ -53,21 +56,21 @@ class Origin:
 def receipt_bytes(
     plan: Plan,
     *,
-    recipe: Mapping[str, Any],
+    record: Mapping[str, Any],
     source: Mapping[str, Any],
     hashes: Mapping[str, str],
     side_files: Mapping[str, bytes],
 ) -> bytes:
     """Return the receipt's bytes.
 
-    `recipe` is what was asked for, `source` where what is read came from. `hashes` are the SHA-256 of the drawn and
+    `record` is what was asked for, `source` where what is read came from. `hashes` are the SHA-256 of the drawn and
     computed tensors; `side_files` is everything written beside the weights.
     """
     total, active = parameters(plan)
     receipt = {
         "upcycle": FORMAT,
         "versions": _versions(bool(hashes)),
-        "recipe": dict(recipe),
+        RECORD: dict(record),
         "exact": plan.exact,
         "parameters": {"total": total, "active": active},
         "plan": plan.hash,
@@ -92,7 +95,7 @@ def read_receipt(checkpoint: Checkpoint) -> dict[str, Any]:
     receipt = read_object(path)
     if receipt.get("upcycle") != FORMAT:
         raise CheckpointError("another receipt format", where=path, found=receipt.get("upcycle"), expected=FORMAT)
-    wanted = {"recipe": dict, "plan": str, "computed_sha256": dict, "versions": dict, "source": dict, "files": dict}
+    wanted = {RECORD: dict, "plan": str, "computed_sha256": dict, "versions": dict, "source": dict, "files": dict}
     broken = [name for name, kind in wanted.items() if not isinstance(receipt.get(name), kind)]
     if broken:
         raise CheckpointError("damaged receipt", where=path, expected=f"{', '.join(broken)}")
