@@ -137,7 +137,7 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     chosen.dir.mkdir(parents=True, exist_ok=True)
-    locate = f"from upcycle.pipeline.stages import locate; print(locate({chosen.base!r}))"
+    locate = f"from upcycle.pipeline.locate import locate; print(locate({chosen.base!r}))"
     chosen.located = Path(run([sys.executable, "-c", locate]).output.splitlines()[-1])  # in a process of its own
     _write_text(chosen.dir / "text.txt")
     page: Path = chosen.markdown or RESULTS

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.measure import UPCYCLE
 from upcycle.adapters.load import attached
-from upcycle.pipeline.stages import locate
+from upcycle.pipeline.locate import locate
 from upcycle.text.stream import held_out_blocks
 
 KINDS = {"experts": (), "single LoRA": ("--baseline", "single-lora")}

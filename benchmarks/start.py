@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import models
 from benchmarks.measure import UPCYCLE, median_wall, run
 from benchmarks.report import Figure, Section, shown
-from upcycle.cli.main import COMMANDS
+from upcycle.cli.main import names
 
 RUNS = 10
 TOTAL_7B, ACTIVE_7B = 46_702_792_704, 12_879_925_248
@@ -23,7 +23,7 @@ def start_up(work: Path) -> Section:
         "Help and plan",
         f"Median of {RUNS} runs each. `sparse` has the headers of Mistral-7B and holes for its weights.",
         ["upcycle [COMMAND] --help", shown(plan)],
-        [_help(words) for words in ([], *([name] for name in COMMANDS))],
+        [_help(words) for words in ([], *([name] for name in names()))],
     )
     section.figures.extend(_plan(plan))
     shutil.rmtree(sparse)

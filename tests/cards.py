@@ -12,7 +12,7 @@ from tests.merging import run_merge
 from tests.training import run_train
 from upcycle.card import BEGIN, END, Facts, card
 from upcycle.pipeline import stages
-from upcycle.pipeline.stages import BUILT_IN
+from upcycle.pipeline.locate import BUILT_IN
 from upcycle.requests import Attach, Convert, Verify
 
 REPO = "someone/tiny-4x"

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from upcycle.cli.main import group
-from upcycle.pipeline.stages import BUILT_IN
+from upcycle.pipeline.locate import BUILT_IN
 
 HEAD = "name: some\ndescription: one line\nsteps:\n"
 CONVERT = "  - convert: {model: dense, out: moe, experts: 2, max_shard_size: 1MB, overwrite: true}\n"

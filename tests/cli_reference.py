@@ -2,7 +2,7 @@
 
 import click
 
-from upcycle.cli.main import COMMANDS, group
+from upcycle.cli.main import group, names
 
 WIDTH = 100
 INTRODUCTION = """\
@@ -14,7 +14,7 @@ What `--help` says, command by command. Made by `make docs`; a test checks that 
 
 def reference() -> str:
     """Return the page; it depends on the commands alone, not on the terminal that it is made in."""
-    return "\n".join([INTRODUCTION, _section(top()), *(_section(context(name)) for name in COMMANDS)])
+    return "\n".join([INTRODUCTION, _section(top()), *(_section(context(name)) for name in names())])
 
 
 def top() -> click.Context:

@@ -22,7 +22,7 @@ from tests.assets import fetch
 from tests.hub.client import Client
 from tests.hub.server import Hub, serving
 from tests.models import VARIANTS, save_dense
-from upcycle.pipeline.stages import locate
+from upcycle.pipeline.locate import locate
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from upcycle.pipeline import stages
 from upcycle.pipeline.run import run
+from upcycle.pipeline.stages import Silent
 from upcycle.pipeline.steps import find_recipe, read_recipe
 from upcycle.requests import Merge, Train
 
@@ -27,7 +27,7 @@ class Watcher:
         return nullcontext(lambda _total: lambda _count: None)
 
     def training(self) -> AbstractContextManager[Any]:
-        return nullcontext(stages._Silent())
+        return nullcontext(Silent())
 
     def write(self, piece: str) -> None: ...
 

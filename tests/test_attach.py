@@ -21,6 +21,7 @@ from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import InputError, RequestError, UnsupportedError
 from upcycle.pipeline import stages
+from upcycle.pipeline.locate import locate
 from upcycle.requests import Attach, Generate, Merge, Train
 
 SMALL: dict[str, Any] = {"experts": (4,), "rank": 8}
@@ -97,7 +98,7 @@ def test_the_control_has_as_many_parameters(tmp_path: Path):
     )
     # a rank more or less is 4 layers x (3 x (128 + 352) = 1,440) = 5,760 parameters: the nearest is at most half away
     assert abs(result.parameters - control.parameters) <= 2880
-    base = stages.locate("demo:tiny")
+    base = locate("demo:tiny")
     model = attached(dense(base), tmp_path / "single").eval()
     assert sum(p.numel() for n, p in model.named_parameters() if "lora_" in n) == control.parameters
     ids = IDS % 100
@@ -181,7 +182,7 @@ def test_a_base_that_moved_is_asked_for_and_named_by_base(tiny: Path, tmp_path: 
     adapter = attach(here, tmp_path / "adapter")
     here.rename(tmp_path / "there")
     request = Merge(adapter=str(adapter), out=str(tmp_path / "out"))
-    with pytest.raises(InputError, match=r"the model of this adapter is not to be had.*--base names"):
+    with pytest.raises(InputError, match=r"the model of this adapter cannot be found.*--base names"):
         stages.run(request)
     moved = Merge(adapter=str(adapter), out=str(tmp_path / "out"), base=str(tmp_path / "there"))
     with pytest.raises(UnsupportedError, match="equal the base"):  # found, and untrained
@@ -189,7 +190,7 @@ def test_a_base_that_moved_is_asked_for_and_named_by_base(tiny: Path, tmp_path: 
 
 
 def test_an_adapter_trained_on_a_base_that_moved_names_its_new_place(tmp_path: Path):
-    base, there = stages.locate("demo:tiny"), tmp_path / "there"
+    base, there = locate("demo:tiny"), tmp_path / "there"
     adapter = attach("demo:tiny", tmp_path / "adapter")
     shutil.copytree(base, there)
     (tmp_path / "book.txt").write_text("In the beginning God created the heaven and the earth. " * 400)
@@ -304,7 +305,7 @@ def test_models_that_get_no_experts(tiny: Path, moe: Path, tmp_path: Path):
             "names other modules than the base has .ffn.",
         ),
         ({"peft_type": "PROMPT_TUNING"}, "of a kind that cannot be used here; found 'PROMPT_TUNING'"),
-        ({"base_model_name_or_path": "../.."}, "the model of this adapter is not to be had"),
+        ({"base_model_name_or_path": "../.."}, "the model of this adapter cannot be found"),
         ({"base_model_name_or_path": None}, "does not say which model it belongs to.*--base"),
     ],
 )

@@ -132,7 +132,7 @@ def test_nothing_is_said_to_be_kept_where_nothing_is(tiny: Path) -> None:
 
 
 def test_code_from_a_checkpoint_is_never_run(copy_of: Copied, tmp_path: Path) -> None:
-    from upcycle.pipeline.stages import BUILT_IN
+    from upcycle.pipeline.locate import BUILT_IN
 
     model = copy_of(BUILT_IN["demo:tiny"])
     edit_json(model / "config.json", model_type="strange", auto_map={"AutoConfig": "evil.C"})

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import run_convert
 from upcycle.errors import InputError
-from upcycle.pipeline.stages import BUILT_IN, generate
+from upcycle.pipeline.locate import BUILT_IN
+from upcycle.pipeline.stages import generate
 from upcycle.requests import Generate
 
 PROMPT = "Thus saith the LORD"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import contents
 from upcycle.errors import InputError, UnsupportedError
-from upcycle.pipeline.stages import locate
+from upcycle.pipeline.locate import locate
 
 D, F, V, HEADS, LAYERS = 64, 96, 300, 4, 2
 FIELDS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from tests.hub import Hub
 from tests.hub.client import Client
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import CheckpointError
-from upcycle.pipeline.stages import BUILT_IN
+from upcycle.pipeline.locate import BUILT_IN
 
 TINY = BUILT_IN["demo:tiny"]
 LOAD = "from huggingface_hub import snapshot_download; print(snapshot_download('org/tiny'))"

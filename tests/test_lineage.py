@@ -22,7 +22,7 @@ from upcycle.convert.convert import beside
 from upcycle.convert.record import Record
 from upcycle.errors import CheckpointError, InputError
 from upcycle.pipeline import stages
-from upcycle.pipeline.stages import BUILT_IN
+from upcycle.pipeline.locate import BUILT_IN
 from upcycle.plan.report import Report
 from upcycle.requests import Attach, Verify
 from upcycle.train.manifest import read_manifest

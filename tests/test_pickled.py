@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import contents, run_convert
 from upcycle.errors import CheckpointError, InputError
-from upcycle.pipeline.stages import locate, plan, verify
+from upcycle.pipeline.locate import locate
+from upcycle.pipeline.stages import plan, verify
 from upcycle.requests import Plan, Verify
 
 SINGLE = "pytorch_model.bin"
@@ -194,7 +195,7 @@ def test_models_of_one_name_are_kept_apart(tiny: Path, pickled: Path, tensors: T
 def test_what_a_kill_leaves_does_not_count_as_done(pickled: Path, cache: Path, moment: str) -> None:
     module, name = moment.rsplit(".", 1)
     kill = f"import os, {module} as m; m.{name} = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d})"
-    code = f"{kill}; from upcycle.pipeline.stages import locate; locate({str(pickled)!r}, allow_pickle=True)"
+    code = f"{kill}; from upcycle.pipeline.locate import locate; locate({str(pickled)!r}, allow_pickle=True)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = list(cache.rglob("unfinished-*"))

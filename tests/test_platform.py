@@ -18,7 +18,7 @@ from tests.test_interrupt import REQUEST, beside
 from upcycle.checkpoint.place import REPLACED, staging_path
 from upcycle.checkpoint.reader import is_plain_name, open_checkpoint
 from upcycle.errors import CheckpointError, InputError, StagingError
-from upcycle.pipeline.stages import locate
+from upcycle.pipeline.locate import locate
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import run_convert
 from tests.hub.server import Hub
 from tests.pushing import Author, held
-from upcycle.pipeline.stages import BUILT_IN
+from upcycle.pipeline.locate import BUILT_IN
 
 NAME = "someone/moe"
 TINY = BUILT_IN["demo:tiny"]

@@ -26,10 +26,11 @@ from upcycle.cli.main import group
 from upcycle.errors import RequestError, UpcycleError
 from upcycle.pipeline import stages
 from upcycle.pipeline.document import MAX_BYTES, parse
-from upcycle.pipeline.grammar import CHAINED, REQUESTS, command_of, command_options
-from upcycle.pipeline.run import ACTIONS, run
+from upcycle.pipeline.grammar import command_options
+from upcycle.pipeline.run import run
 from upcycle.pipeline.schema import recipe_schema
 from upcycle.pipeline.steps import Recipe, command_line, find_recipe, packaged, read_recipe
+from upcycle.requests.commands import COMMANDS, command_of
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "recipes/recipe.schema.json"
@@ -182,7 +183,11 @@ GRAMMAR = {
     ),
     "unknown command": (
         f"{HEAD}  - confirm: {{}}\n",
-        f"r.yaml:4: unknown command; found 'confirm', expected one of {', '.join(REQUESTS)}",
+        f"r.yaml:4: unknown command; found 'confirm', expected one of {', '.join(COMMANDS)}",
+    ),
+    "mistyped command": (
+        f"{HEAD}  - convrt: {{model: a, out: b}}\n",
+        f"r.yaml:4: unknown command; found 'convrt', expected one of {', '.join(COMMANDS)}; did you mean convert?",
     ),
     "unknown option": (
         f"{HEAD}  - convert:\n      model: a\n      top-k: 1\n",
@@ -224,6 +229,11 @@ GRAMMAR = {
     "none of the choices": (
         f"{HEAD}  - plan: {{model: a, router: best}}\n",
         "r.yaml:4: plan.router is none of its choices; found the text 'best', expected one of normal, zeros",
+    ),
+    "mistyped choice": (
+        f"{HEAD}  - plan: {{model: a, router: norml}}\n",
+        "r.yaml:4: plan.router is none of its choices; found the text 'norml', expected one of normal, zeros; "
+        "did you mean normal?",
     ),
     "no prompt": (f"{HEAD}  - generate: {{model: a}}\n", "r.yaml:4: generate lacks prompt; expected text"),
 }
@@ -357,15 +367,6 @@ def test_overrides_that_are_refused(tmp_path, override, message):
 # The tables, the command line and the schema
 
 
-def test_every_command_has_an_action_and_every_field_a_known_type():
-    assert ACTIONS.keys() == REQUESTS.keys()
-    assert all(hasattr(stages, command) for command in REQUESTS)
-    for command, request in REQUESTS.items():
-        assert command_options(command).keys() == {item.name for item in fields(request)}
-        assert all(option.kind in (int, float, bool, str) for option in command_options(command).values())
-        assert all(option.positional for name, option in command_options(command).items() if name in CHAINED)
-
-
 @pytest.mark.parametrize(
     "request_",
     [
@@ -383,7 +384,7 @@ def test_command_lines_say_the_request(request_):
     assert command is not None
     values = command.make_context(name, words, parent=top).params
     assert program == "upcycle"
-    assert REQUESTS[name](**{item.name: values[item.name] for item in fields(request_)}) == request_
+    assert COMMANDS[name].request(**{item.name: values[item.name] for item in fields(request_)}) == request_
 
 
 def test_the_schema_is_sound_and_current():
@@ -509,7 +510,7 @@ class Silent:
         self.told: list[Any] = []
 
     def begin(self, number: int, count: int, request: Any) -> None:
-        self.told.append((number, count, command_of(request)))
+        self.told.append((number, count, command_of(request).name))
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Any]:
@@ -553,7 +554,7 @@ def test_a_failed_verify_exits_1(tiny, dense, tmp_path):
     assert done.stdout.splitlines()[-1] == "NOT VERIFIED"
     assert done.stderr == (
         "upcycle: error: some: step 2 of 3, verify, did not pass; 1 step after it did not run; "
-        "the same command skips step 1, which is done, and goes on from there\n"
+        "the same command skips step 1, which is done, and continues here\n"
     )
 
 

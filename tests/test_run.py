@@ -124,8 +124,8 @@ def test_a_failure_names_its_step_and_what_is_done():
     failed = invoke()
     assert isinstance(failed.exception, InputError)
     assert notes(failed.exception) == (
-        "some: step 3 of 5, train, is not done; run again with what is wrong put right, it skips steps 1 and 2, which "
-        "are done, and goes on from there"
+        "some: step 3 of 5, train, is not done; fix the error and run the same recipe again: it skips steps 1 and 2, "
+        "which are done, and continues here"
     )
     Path("book.txt").write_text("In the beginning " * 1000)
     assert done() == "SSRRR"
@@ -138,7 +138,7 @@ def test_a_verification_that_failed_is_never_skipped():
     for _ in range(2):
         failed = invoke()
         assert str(failed.exception) == "some: step 1 of 1, verify, did not pass"
-        assert notes(failed.exception) == "the same command goes on from there"
+        assert notes(failed.exception) == "the same command continues here"
 
 
 SOUND = {"format": 1, "recipe": "some", "steps": []}

@@ -7,7 +7,7 @@ import pytest
 
 from tests.hub import Hub
 from tests.hub.client import Client
-from upcycle.pipeline.stages import BUILT_IN
+from upcycle.pipeline.locate import BUILT_IN
 
 RECIPE = """
 name: shipped

@@ -21,7 +21,7 @@ from upcycle.checkpoint.reader import TOKENIZER_FILES, present_files
 from upcycle.errors import InputError
 from upcycle.moe.adapters import AdapterRouter
 from upcycle.moe.routing import Recorder, find_routers
-from upcycle.pipeline.stages import BUILT_IN
+from upcycle.pipeline.locate import BUILT_IN
 from upcycle.requests import Generate, Train
 from upcycle.train.loop import train
 from upcycle.train.model import check_four_bits

@@ -580,7 +580,7 @@ def test_metrics_that_are_cut_off(moe: Path, text: Path, whole: Callable[[str], 
     check_same(run_train(moe, stopped, text, **SHORT, resume=True), whole("f32"))
     assert [line["step"] for line in lines(stopped)] == list(range(1, STEPS + 1))
     if cut == 1:
-        assert stages.plot(Plot(metrics=str(stopped)))
+        assert stages.run(Plot(metrics=str(stopped)))
 
 
 # -- what transformers' own Trainer does instead -----------------------------------------------------------------------

@@ -20,7 +20,8 @@ from tests.models import SMALL
 from upcycle.checkpoint.header import build_header, tensor_bytes
 from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.reader import open_checkpoint
-from upcycle.pipeline.stages import BUILT_IN, run
+from upcycle.pipeline.locate import BUILT_IN
+from upcycle.pipeline.stages import run
 from upcycle.plan.compute import keyed_generator
 from upcycle.requests import Attach, Convert
 

@@ -321,7 +321,7 @@ def test_files_that_readers_obey_are_noticed(tiny: Path, converted: Converted, n
 
 
 def test_a_tokenizer_that_was_chosen_counts_for_both_models(converted: Converted, copy_of: Any) -> None:
-    from upcycle.pipeline.stages import BUILT_IN
+    from upcycle.pipeline.locate import BUILT_IN
 
     dense = BUILT_IN["demo:tiny"]
     other = copy_of(dense)

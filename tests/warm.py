@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 MODULES = (
     "peft", "transformers.models.llama.modeling_llama", "transformers.models.mixtral.modeling_mixtral",
-    "upcycle.cli.convert", "upcycle.cli.main", "upcycle.cli.push", "upcycle.pipeline.publish",
-    "upcycle.pipeline.stream", "upcycle.plan.compute", "upcycle.card", "upcycle.hub.fit",
+    "upcycle.cli.main", "upcycle.cli.progress", "upcycle.pipeline.publish",
+    "upcycle.pipeline.stages", "upcycle.pipeline.stream", "upcycle.plan.compute", "upcycle.card", "upcycle.hub.fit",
 )  # fmt: skip
 
 COMMAND_LINE = "from upcycle.cli.main import main; main()"

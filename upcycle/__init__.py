@@ -16,33 +16,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from upcycle.errors import InputError, UpcycleError
-    from upcycle.pipeline.stages import run
-    from upcycle.requests import Attach, Convert, Generate, Merge, Plan, Plot, Push, Train, Verify
+    from upcycle.errors import InputError as InputError
+    from upcycle.errors import UpcycleError as UpcycleError
+    from upcycle.pipeline.stages import run as run
+    from upcycle.requests.commands import *  # noqa: F403
 
 # No function is named like a subpackage (convert, plan): importing the subpackage would replace it.
-_API = {
-    "run": "upcycle.pipeline.stages",
-    "Attach": "upcycle.requests",
-    "Convert": "upcycle.requests",
-    "Generate": "upcycle.requests",
-    "InputError": "upcycle.errors",
-    "UpcycleError": "upcycle.errors",
-    "Merge": "upcycle.requests",
-    "Plan": "upcycle.requests",
-    "Plot": "upcycle.requests",
-    "Push": "upcycle.requests",
-    "Train": "upcycle.requests",
-    "Verify": "upcycle.requests",
-}
-
-__all__ = [
-    "Attach", "Convert", "Generate", "InputError", "Merge", "Plan", "Plot", "Push", "Train", "UpcycleError", "Verify",
-    "__version__", "run",
-]  # fmt: skip
+_BESIDE = {"run": "upcycle.pipeline.stages", "InputError": "upcycle.errors", "UpcycleError": "upcycle.errors"}
+"""What the API has besides requests -> the module that holds it."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _API:
-        return getattr(import_module(_API[name]), name)
+    if name in _BESIDE:
+        return getattr(import_module(_BESIDE[name]), name)
+    if name[:1].isupper() or name == "__all__":
+        from upcycle.requests.commands import COMMANDS
+
+        requests = {command.request.__name__: command.request for command in COMMANDS.values()}
+        if name == "__all__":
+            return [*_BESIDE, *requests]
+        if name in requests:
+            return requests[name]
     raise AttributeError(f"module 'upcycle' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

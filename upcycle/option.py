@@ -1,10 +1,11 @@
-"""How a request's fields describe themselves: one description for the command line, recipes and their schema.
+"""An option of a command: its name, kind, choices, default and help, read off the field of a request.
 
 A request is a frozen dataclass of `upcycle.requests`; its fields are made by `option` and `argument`, and read back by
 `options_of` as `Option`s.
 """
 
 import types
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -58,16 +59,29 @@ def options_of(request: type[Any]) -> dict[str, Option]:
     return {item.name: _option(item, hints[item.name]) for item in fields(request)}
 
 
-def wrong_kind(request: Any) -> Option | None:
-    """Return the first option of a request whose value is of another kind, which only Python programs can give."""
-    for option in options_of(type(request)).values():
-        value = getattr(request, option.name)
-        values = value if option.many and isinstance(value, tuple) else (value,)
-        accepted = (int, float) if option.kind is float else option.kind
-        good = all(isinstance(one, accepted) and (option.kind is bool or type(one) is not bool) for one in values)
-        if not (good or (value is None and option.nullable)):
-            return option
-    return None
+def accepts(option: Option, value: object) -> bool:
+    """Whether `value` is one that `option` can have: of its kind, one of its choices, None only where nothing is meant.
+
+    Several values are a tuple. A whole number counts as a number, and true and false as no number.
+    """
+    if option.many:
+        return isinstance(value, tuple) and all(accepts_one(option, one) for one in value)
+    return (value is None and option.nullable) or accepts_one(option, value)
+
+
+def accepts_one(option: Option, value: object) -> bool:
+    """Whether `value` can be the option's value, or one of several."""
+    kinds = (int, float) if option.kind is float else option.kind
+    right = isinstance(value, kinds) and (option.kind is bool or not isinstance(value, bool))
+    return right and (not option.choices or value in option.choices)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return `did you mean ...?` with the one of `known` that `word` is a slip for, or None where there is none."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else None
 
 
 def _option(item: Field[Any], hint: Any) -> Option:

@@ -20,7 +20,7 @@ from tests.drawn_adapters import draw_adapter, formula_model
 from tests.interop.compare import Array
 from tests.models import VARIANTS, save_dense
 from upcycle.adapt.merge import merge
-from upcycle.pipeline.stages import locate
+from upcycle.pipeline.locate import locate
 from upcycle.requests.merge import Merge
 from upcycle.text.read import read_text
 

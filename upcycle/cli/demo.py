@@ -1,4 +1,4 @@
-"""`upcycle demo`."""
+"""`upcycle demo`: the packaged recipe `demo`, in a directory that goes at the end."""
 
 import json
 import tempfile
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from upcycle.cli.options import GroupedCommand
-from upcycle.cli.run import carry_out
+from upcycle.cli.recipes import carry_out
 
 
 @click.command(cls=GroupedCommand)

@@ -1,5 +1,6 @@
-"""The `upcycle` group, loaded command by command so that `--help` is instant, and the exit codes."""
+"""The program `upcycle`: the group of all commands, made one by one so that `--help` is instant, and the exit codes."""
 
+import inspect
 import logging
 import os
 import signal
@@ -13,26 +14,21 @@ from typing import NoReturn
 import click
 
 from upcycle import __version__
-from upcycle.cli.options import HELP_OPTIONS
+from upcycle.cli.command import click_command
+from upcycle.cli.options import HELP_OPTIONS, with_nearest
 from upcycle.errors import InputError, UpcycleError
+from upcycle.requests.commands import COMMANDS
 
 SCREEN = 80 * 24 - 60
 """Characters of the longest message."""
 
-COMMANDS = {
-    "plan": "upcycle.cli.convert",
-    "convert": "upcycle.cli.convert",
-    "verify": "upcycle.cli.verify",
-    "attach": "upcycle.cli.attach",
-    "train": "upcycle.cli.train",
-    "merge": "upcycle.cli.merge",
-    "plot": "upcycle.cli.plot",
-    "generate": "upcycle.cli.generate",
-    "push": "upcycle.cli.push",
-    "run": "upcycle.cli.run",
-    "demo": "upcycle.cli.demo",
-}
-"""Command -> the module that holds it, in the order of a first use."""
+OTHERS = {"run": "upcycle.cli.recipes", "demo": "upcycle.cli.demo"}
+"""Commands that are no single request -> the module that holds them."""
+
+
+def names() -> list[str]:
+    """Return the names of all commands, in the order of a first use."""
+    return [*COMMANDS, *OTHERS]
 
 
 class Terminated(BaseException):
@@ -40,35 +36,48 @@ class Terminated(BaseException):
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for."""
+    """A group whose commands are made, or imported, when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Return the commands in the order of a first use."""
-        return list(COMMANDS)
+        return names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """Import and return a command; None when there is none of that name."""
-        if cmd_name not in COMMANDS:
+        """Return a command; None when there is none of that name."""
+        if cmd_name in COMMANDS:
+            return click_command(COMMANDS[cmd_name])
+        if cmd_name not in OTHERS:
             return None
-        command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        command: click.Command = getattr(import_module(OTHERS[cmd_name]), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's; an unknown command is answered with the nearest one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(with_nearest(error.message, args[0], names()), ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each command with its arguments and the first sentence of its help."""
+        rows = []
+        for name in names():
+            command = self.get_command(ctx, name) or click.Command(name)
+            words = [
+                parameter.make_metavar(ctx) for parameter in command.params if parameter.param_type_name == "argument"
+            ]
+            rows.append((" ".join([name, *words]), inspect.cleandoc(command.help or "").partition("\n\n")[0]))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 @click.group(cls=LazyGroup, context_settings=HELP_OPTIONS)
 @click.version_option(__version__, prog_name="upcycle")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def group(debug: bool) -> None:
-    """Turn a dense language model into a mixture of experts, prove it, and use it.
-
-    \b
-    upcycle plan    MODEL             what would be written, from headers alone
-    upcycle convert MODEL OUT         dense checkpoint -> mixture of experts
-    upcycle verify  DENSE MOE         the proof that they compute the same
-    upcycle attach  MODEL OUT         small experts on a frozen model, as an adapter
-    upcycle train   MODEL OUT         train any of them on
-    upcycle merge   ADAPTER OUT       an adapter's experts -> mixture of experts
-    upcycle push    MODEL REPO        to the Hub, with a model card
-    """
+    """Turn a dense language model into a mixture of experts, prove it, and use it."""
 
 
 def main() -> NoReturn:

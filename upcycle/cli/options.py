@@ -1,18 +1,12 @@
-"""Commands made from the dataclasses of `upcycle.requests`: one field, one option, one line of help."""
+"""How commands show their options in `--help`, and the click parameter of each option of a request."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import MISSING
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from upcycle.option import Option, options_of
-
-Request = TypeVar("Request")
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-"""Shared by every command that prints a table."""
-
+from upcycle.option import Option, nearest
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
@@ -59,28 +53,6 @@ class HelpfulArgument(click.Argument):
         return self.make_metavar(ctx), self.help or ""
 
 
-def command(request: type[Request], *, example: str) -> Callable[[Callable[..., int | None]], GroupedCommand]:
-    """Return a decorator that makes a click command of `f(request, **other)`; its help is the request's docstring."""
-
-    def decorate(function: Callable[..., int | None]) -> GroupedCommand:
-        options = options_of(request)
-
-        def callback(**values: Any) -> int | None:
-            asked = request(**{name: values.pop(name) for name in options})
-            return function(asked, **values)
-
-        parameters = [_parameter(option) for option in options.values()]
-        parameters += reversed(getattr(function, "__click_params__", []))
-        made = GroupedCommand(
-            function.__name__, callback=callback, params=parameters, help=request.__doc__, no_args_is_help=True
-        )
-        made.groups = {name: option.group for name, option in options.items()}
-        made.example = example
-        return made
-
-    return decorate
-
-
 class Joined(click.ParamType[tuple[Any, ...]]):
     """Several values in one word, with commas between them."""
 
@@ -96,8 +68,23 @@ class Joined(click.ParamType[tuple[Any, ...]]):
         return tuple(self.one.convert(part.strip(), param, ctx) for part in value.split(","))
 
 
-def _parameter(option: Option) -> click.Parameter:
-    kind: Any = click.Choice(option.choices) if option.choices else option.kind
+class Choice(click.Choice[str]):
+    """One of several words; a slip is answered with the nearest of them."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """As click's, and which word was meant."""
+        return with_nearest(super().get_invalid_choice_message(value, ctx), str(value), self.choices)
+
+
+def with_nearest(message: str, word: str, known: Iterable[str]) -> str:
+    """Return a message of click's, and which of the `known` words was meant by `word`, if any."""
+    meant = nearest(word, known)
+    return f"{message} {meant[0].upper()}{meant[1:]}" if meant else message
+
+
+def parameter(option: Option) -> click.Parameter:
+    """Return the click parameter that reads an option of a request."""
+    kind: Any = Choice(option.choices) if option.choices else option.kind
     if option.positional:
         left_out = {} if option.default is MISSING else {"required": False, "default": option.default}
         return HelpfulArgument([option.name], help=option.help, type=kind, **left_out)

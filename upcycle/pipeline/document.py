@@ -1,4 +1,4 @@
-"""Reading a recipe file: a strict part of YAML, in which everything knows its line.
+"""Reads a recipe file: a strict subset of YAML, in which every value knows its line.
 
 Refused, since in a recipe it is a slip or an attack: a key given twice, tags such as `!!python/object`, anchors on
 lists and mappings (their aliases could multiply without end), a second document, deep nesting and large files.
@@ -8,13 +8,13 @@ Single values are read as YAML 1.2 has them: `1e-4` and `1E5` are numbers, `no` 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from upcycle.errors import RequestError
+from upcycle.option import nearest
 
 MAX_BYTES = 1_000_000
 """A recipe is a page; a file this large is something else."""
@@ -71,13 +71,12 @@ def wrong_type(what: str, value: Value, expected: str, hint: str | None = None) 
 
 def unknown(what: str, name: str, known: list[str], where: str) -> RequestError:
     """Return the error for a name that is not one of `known`."""
-    close = get_close_matches(name, known, n=1)
     return RequestError(
         f"unknown {what}",
         where=where,
         found=repr(_shortened(name)),
         expected=f"one of {', '.join(known)}",
-        hint=f"did you mean {close[0]}?" if close else None,
+        hint=nearest(name, known),
     )
 
 

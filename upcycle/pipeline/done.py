@@ -1,4 +1,4 @@
-"""What a recipe has done, kept from one run to the next: steps whose inputs are unchanged are not done again.
+"""Remembers what a recipe has done from one run to the next, so that steps whose inputs are unchanged are skipped.
 
     .upcycle/NAME.json    where upcycle is run: for every step its request, what it read and what it wrote
 
@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import upcycle
-from upcycle import requests
 from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import write_durably
 from upcycle.errors import CheckpointError
-from upcycle.pipeline.grammar import command_of
 from upcycle.pipeline.touched import beginnings, facts, is_of, is_of_the_hub, read_by, written_by
+from upcycle.requests.commands import command_of
 
 DIRECTORY = Path(".upcycle")
 """Where `upcycle` is run, as the paths of a recipe are."""
@@ -31,9 +30,6 @@ MAX_STEPS = 256
 
 _FORMAT = 1
 _MANNER = ("overwrite", "resume")  # how the work is done, not what comes of it
-_KEPT = (requests.Convert, requests.Attach, requests.Train, requests.Merge, requests.Verify, requests.Plot)
-"""Requests that need not be repeated. Plan and generate are: what they print is what is wanted of them. So is what
-goes to the Hub, which is asked itself what is new."""
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "command": str, "request": dict, "upcycle": str, "read": dict, "began": (list, type(None)),
     "wrote": (dict, type(None)),
@@ -53,7 +49,7 @@ class Done:
     def keeps(self, request: Any) -> bool:
         """Whether a step is one that need not be repeated."""
         elsewhere = getattr(request, "dry_run", False) or getattr(request, "stream_to", None)
-        return isinstance(request, _KEPT) and not elsewhere
+        return command_of(request).remembers and not elsewhere
 
     def has(self, request: Any) -> bool:
         """Whether a step was done, and what it read and wrote, and upcycle itself, are still what they were."""
@@ -73,8 +69,6 @@ class Done:
             return request
         begun, read = self._step(request, ended=False), read_by(request)
         began = beginnings(request) if hasattr(request, "resume") else None
-        if isinstance(request, requests.Verify):  # which may fail this time
-            self._forget(request, ended=True)
         if begun and self._left(begun, began, read) and is_of(request) and not self._again:
             request, began = replace(request, resume=True), begun["began"]
         self._note(request, began=began, read=read, wrote=None)
@@ -91,6 +85,11 @@ class Done:
         self._forget(request, ended=False)
         self._note(request, began=None, read=read, wrote=written_by(request, result))
 
+    def forget(self, request: Any) -> None:
+        """Count a step as not done, although an earlier run did it: it failed this time."""
+        self._forget(request, ended=True)
+        self._write()
+
     def _left(self, begun: dict[str, Any], began: Any, read: dict[str, str | None]) -> bool:
         """Whether an earlier run has left work that reads the same; what it has of the Hub the work itself knows."""
         if None in (began, begun["began"]) or began == begun["began"] or begun["upcycle"] != upcycle.__version__:
@@ -99,7 +98,7 @@ class Done:
         return all(read.get(what) == identity for what, identity in here.items())
 
     def _step(self, request: Any, *, ended: bool) -> dict[str, Any] | None:
-        key = (command_of(request), _said(request), ended)
+        key = (command_of(request).name, _said(request), ended)
         return next((s for s in self._steps if (s["command"], s["request"], s["wrote"] is not None) == key), None)
 
     def _forget(self, request: Any, *, ended: bool) -> None:
@@ -109,7 +108,7 @@ class Done:
     def _note(self, request: Any, **known: Any) -> None:
         """Put what is known of a step in front, and write the file."""
         self._forget(request, ended=known["wrote"] is not None)
-        step = {"command": command_of(request), "request": _said(request), "upcycle": upcycle.__version__, **known}
+        step = {"command": command_of(request).name, "request": _said(request), "upcycle": upcycle.__version__, **known}
         self._steps = [step, *self._steps][:MAX_STEPS]
         self._write()
 

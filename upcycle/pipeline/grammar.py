@@ -1,35 +1,20 @@
-"""What a recipe may say: its commands and their options, read off the dataclasses of `upcycle.requests`."""
+"""Which options a step of a recipe may have, and which values; read off the requests of the commands."""
 
 from dataclasses import MISSING
 from typing import Any
 
-from upcycle import requests
 from upcycle.errors import RequestError
-from upcycle.option import Option, options_of
+from upcycle.option import Option, accepts_one, nearest, options_of
 from upcycle.pipeline.document import Value, wrong_type
+from upcycle.requests.commands import COMMANDS
 
-REQUESTS: dict[str, type[Any]] = {
-    "plan": requests.Plan,
-    "convert": requests.Convert,
-    "verify": requests.Verify,
-    "attach": requests.Attach,
-    "train": requests.Train,
-    "merge": requests.Merge,
-    "plot": requests.Plot,
-    "generate": requests.Generate,
-    "push": requests.Push,
-}
-"""Command -> its request. A new command is one line here and one in `upcycle.pipeline.run`."""
-
-CHAINED = ("model", "dense", "moe", "adapter", "metrics")
-"""Options that a step may leave out: the steps before it have them."""
-
-_ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,), str: (str,)}
+CHAINED = {option for command in COMMANDS.values() for option in command.gives}
+"""Options that a step may leave out: the steps before it give them."""
 
 
 def command_options(command: str) -> dict[str, Option]:
     """Return the options of `command` by name, in the order of its request's fields."""
-    return options_of(REQUESTS[command])
+    return options_of(COMMANDS[command].request)
 
 
 def is_required(option: Option) -> bool:
@@ -52,18 +37,20 @@ def read_option(option: Option, value: Value, command: str) -> Any:
 
 
 def _read_one(option: Option, value: Value, what: str) -> Any:
-    if type(value.data) not in _ACCEPTED[option.kind]:  # exact: True is an int to isinstance
-        plain = option.kind is str and isinstance(value.data, bool | int | float)
-        raise wrong_type(what, value, option.words_of_one, "put it in quotes" if plain else None)
-    if option.choices and value.data not in option.choices:
-        what = f"{what} is none of its choices"
-        raise RequestError(what, where=value.where, found=value.described(), expected=option.words_of_one)
+    if not accepts_one(option, value.data):
+        raise _unfit(option, value, what)
     try:
         return option.kind(value.data)
     except OverflowError:
         raise wrong_type(what, value, "a number that fits in 64 bits") from None
 
 
-def command_of(request: Any) -> str:
-    """Return the command whose request this is."""
-    return next(command for command, kind in REQUESTS.items() if kind is type(request))
+def _unfit(option: Option, value: Value, what: str) -> RequestError:
+    """Return the error for a value that the option cannot have."""
+    if isinstance(value.data, str) and option.choices:
+        return RequestError(
+            f"{what} is none of its choices", where=value.where, found=value.described(),
+            expected=option.words_of_one, hint=nearest(value.data, option.choices),
+        )  # fmt: skip
+    plain = option.kind is str and isinstance(value.data, bool | int | float)
+    return wrong_type(what, value, option.words_of_one, "put it in quotes" if plain else None)

@@ -1,4 +1,4 @@
-"""What is done before a push: the model held against its class, an adapter against its base, and the card's parts."""
+"""Publishes a directory: checks a model by its class, an adapter by its base, and gathers the parts of the card."""
 
 import logging
 import shutil
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from upcycle import requests
 from upcycle.errors import InputError
+from upcycle.pipeline.locate import check_experts
 
 if TYPE_CHECKING:
     from upcycle.checkpoint.reader import Checkpoint
@@ -58,11 +59,8 @@ def _fitting_model(contents: "Contents", request: requests.Push) -> "Contents":
 
 def _fitting_adapter(contents: "Contents", request: requests.Push) -> "Contents":
     """Hold an adapter against its model on the Hub, that against the one here, and let it name the Hub's."""
-    from upcycle.build.adapter_experts import open_experts
     from upcycle.checkpoint.adapter import open_adapter
     from upcycle.checkpoint.reader import open_checkpoint
-    from upcycle.families.match import match
-    from upcycle.families.pairs import DENSE
     from upcycle.hub.adapter_base import public_base, with_base
 
     public, adapter = public_base(contents, request.base), open_adapter(contents.directory)
@@ -73,8 +71,8 @@ def _fitting_adapter(contents: "Contents", request: requests.Push) -> "Contents"
     if here.is_dir():
         adapter.check_base(here)
         _check_same(open_checkpoint(here), base, public)
-    if adapter.has_experts and base.config.get("model_type") in DENSE:
-        open_experts(contents.directory, match(base))
+    if adapter.has_experts:
+        check_experts(contents.directory, base)
     return with_base(contents, public)
 
 

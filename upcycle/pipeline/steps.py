@@ -7,11 +7,9 @@
       - verify: {}
       - generate: {prompt: "Gravity is", max_new_tokens: 32}
 
-A step is one command and its options, the fields of its request in `upcycle.requests`. What links the steps: one that
-leaves out `dense` gets the `model` of the last convert or attach before it, one that leaves out `moe` gets the `out` of
-that convert; `model` is the `out` of the last convert, attach, train or merge, `adapter` that of the last attach or
-train, and `metrics` that of the last train. Paths are relative to where `upcycle` is
-run, as on the command line.
+A step is one command and its options, the fields of its request in `upcycle.requests`. A step that leaves out `model`,
+`dense`, `moe`, `adapter` or `metrics` gets it from the last step before it that gives one, as the rows of
+`upcycle.requests.commands` say. Paths are relative to where `upcycle` is run, as on the command line.
 """
 
 import re
@@ -22,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import upcycle
-from upcycle import requests
 from upcycle.errors import RequestError
 from upcycle.option import Option
 from upcycle.pipeline.document import Value, parse, read_document, unknown, wrong_type
-from upcycle.pipeline.grammar import CHAINED, REQUESTS, command_of, command_options, is_required, read_option
+from upcycle.pipeline.grammar import CHAINED, command_options, is_required, read_option
+from upcycle.requests.commands import COMMANDS, command_of
 
 _HERE = Path(upcycle.__file__).parent
 SHELVES = (_HERE / "data/recipes", _HERE.parent / "recipes")
@@ -89,7 +87,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def command_line(request: Any) -> str:
     """Return the command line that does what `request` says."""
-    command = command_of(request)
+    command = command_of(request).name
     options = command_options(command).values()
     given = [getattr(request, option.name) for option in options if option.positional]
     flags = [word for option in options if not option.positional for word in _flags(option, request)]
@@ -117,7 +115,7 @@ def _said(value: Value) -> _Said:
     if len(entries) != 1:
         raise RequestError("a step is one command", where=value.where, found=", ".join(entries) or "none")
     ((command, body),) = entries.items()
-    _check_names("command", entries, list(REQUESTS))
+    _check_names("command", entries, list(COMMANDS))
     options = body.entries(command, f"such as `{command}: {{}}`")
     _check_names(f"option of {command}", options, list(command_options(command)))
     return _Said(command, body.where, dict(options))
@@ -159,16 +157,16 @@ def _resolved(said: list[_Said]) -> Iterator[Any]:
     chain: dict[str, str] = {}
     for number, step in enumerate(said):
         request = _request(step, chain, said[:number])
-        if isinstance(request, requests.Convert):
-            made = {"moe": request.out, "model": request.out} if request.out else {}
-            chain = {"dense": request.model, **made}
-        if isinstance(request, requests.Attach):
-            chain = {"dense": request.model, "adapter": request.out, "model": request.out}
-        if isinstance(request, requests.Train):
-            chain = {**chain, "model": request.out, "adapter": request.out, "metrics": request.out}
-        if isinstance(request, requests.Merge):
-            chain = {**chain, "model": request.out}
+        chain = _after(chain, request)
         yield request
+
+
+def _after(chain: Mapping[str, str], request: Any) -> dict[str, str]:
+    """Return what a step after `request` may leave out, and what it takes for it."""
+    gives = command_of(request).gives
+    given = {option: getattr(request, source) for option, source in gives.items()}
+    before = {} if "dense" in gives else chain
+    return {**before, **{option: value for option, value in given.items() if value}}
 
 
 def _request(step: _Said, chain: Mapping[str, str], before: Sequence[_Said]) -> Any:
@@ -181,7 +179,7 @@ def _request(step: _Said, chain: Mapping[str, str], before: Sequence[_Said]) -> 
         elif is_required(option) or option.name in CHAINED:
             raise _lacking(step, option, before)
     try:
-        return REQUESTS[step.command](**values)
+        return COMMANDS[step.command].request(**values)
     except RequestError as error:  # a value that the request refuses
         blamed = step.options.get(error.option or "")
         where = blamed.where if blamed else step.where

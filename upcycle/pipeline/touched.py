@@ -16,13 +16,10 @@ from upcycle.checkpoint.journal import STATE_FILE
 from upcycle.checkpoint.place import RECEIPT_FILE, VERIFICATION_FILE, staging_path
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import CheckpointError
-from upcycle.pipeline.grammar import command_of, command_options
-from upcycle.pipeline.stages import BUILT_IN
+from upcycle.option import options_of
+from upcycle.pipeline.locate import BUILT_IN
 from upcycle.requests import recorded
-
-MODELS = ("model", "dense", "moe", "adapter", "base", "tokenizer", "from_lora", "metrics", "also")
-DATA = ("data", "eval_data", "text", "chat_template")
-"""Options that name what is read."""
+from upcycle.requests.commands import command_of
 
 _COMMIT = "commit "
 
@@ -48,7 +45,8 @@ def facts(path: Path) -> Facts | None:
 
 def names_read(request: Any) -> list[tuple[str, str]]:
     """Return (option, what it names) for all that `request` reads."""
-    options = [option for option in command_options(command_of(request)) if option in (*MODELS, *DATA)]
+    command = command_of(request)
+    options = [option for option in options_of(command.request) if option in (*command.reads, *command.texts)]
     values = [(option, getattr(request, option)) for option in options]
     every = [(option, said) for option, value in values for said in (value if isinstance(value, tuple) else (value,))]
     return [(option, said) for option, said in every if said is not None]
@@ -56,7 +54,8 @@ def names_read(request: Any) -> list[tuple[str, str]]:
 
 def read_by(request: Any) -> dict[str, str | None]:
     """Return what `request` reads, `option name` -> its identity, None for what is not there (yet)."""
-    found = {f"{option} {said}": _identity(said, data=option in DATA) for option, said in names_read(request)}
+    texts = command_of(request).texts
+    found = {f"{option} {said}": _identity(said, data=option in texts) for option, said in names_read(request)}
     if getattr(request, "base", None) is None:
         adapters = [said for option, said in names_read(request) if option in ("model", "adapter")]
         found |= {f"base of {said}": _identity(base, data=False) for said in adapters if (base := _base_of(said))}

@@ -1,13 +1,17 @@
-"""Asking for adapter experts on a frozen dense model."""
+"""The options of `upcycle attach`: which experts, routers and existing LoRA adapters a frozen dense model gets."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from upcycle.errors import RequestError
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require, require_beside
 from upcycle.requests.conversion import MAX_EXPERTS
+from upcycle.requests.request import Request
+
+if TYPE_CHECKING:
+    from upcycle.adapt.attach import Attached
 
 ExpertType = Literal["lora", "bottleneck", "pesc", "ia3"]
 Routing = Literal["topk", "dense", "top1"]
@@ -24,7 +28,7 @@ _EXPERTS, _ROUTERS, _COMPOSED, _RUN = "Experts", "Routers", "Existing LoRA adapt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attach:
+class Attach(Request["Attached"]):
     """Give every layer of a frozen dense model small experts and a router: a PEFT adapter, to be trained."""
 
     model: str = argument("Dense checkpoint: a directory, a .gguf file or a Hub id (org/name, org/name@revision).")

@@ -4,15 +4,19 @@ from dataclasses import asdict
 from typing import Any
 
 from upcycle.errors import RequestError
-from upcycle.option import options_of, wrong_kind
+from upcycle.option import accepts, nearest, options_of
 
 
 def check_kinds(request: Any) -> None:
-    """Raise RequestError for a value of another kind than its field, which only Python programs can give."""
-    wrong = wrong_kind(request)
-    if wrong:
-        found = repr(getattr(request, wrong.name))[:60]
-        raise RequestError(f"{wrong.name} is of the wrong kind", found=found, expected=wrong.words, option=wrong.name)
+    """Raise RequestError for a value that its option cannot have, which only Python programs can give."""
+    for option in options_of(type(request)).values():
+        value = getattr(request, option.name)
+        if not accepts(option, value):
+            what = "is none of its choices" if option.choices and isinstance(value, str) else "is of the wrong kind"
+            raise RequestError(
+                f"{option.name} {what}", found=repr(value)[:60], expected=option.words, option=option.name,
+                hint=nearest(value, option.choices) if isinstance(value, str) else None,
+            )  # fmt: skip
 
 
 def require(good: bool, name: str, found: object, expected: str) -> None:

@@ -1,13 +1,18 @@
-"""Asking for a mixture of experts, and for the proof of one."""
+"""The options of `upcycle plan`, `convert` and `verify`: what the mixture of experts is, where it goes, its proof."""
 
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from upcycle.errors import RequestError
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require, require_beside
+from upcycle.requests.request import Request
+
+if TYPE_CHECKING:
+    from upcycle.convert.convert import Draft
+    from upcycle.plan.report import Report
 
 Dtype = Literal["keep", "f32", "f16", "bf16"]
 RouterInit = Literal["normal", "zeros"]
@@ -30,7 +35,7 @@ def shard_bytes(max_shard_size: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
+class Conversion(Request["Draft"]):
     """What the mixture of experts shall be."""
 
     model: str = argument("Dense checkpoint: a directory, a .gguf file or a Hub id (org/name, org/name@revision).")
@@ -140,7 +145,7 @@ class Convert(Conversion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify:
+class Verify(Request["Report"]):
     """Prove that a mixture of experts is what its receipt says."""
 
     dense: str = argument("The dense checkpoint it was made from.")

@@ -1,16 +1,17 @@
-"""Asking a model to write."""
+"""The options of `upcycle generate`: the model, the prompt and how tokens are chosen."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require
+from upcycle.requests.request import Request
 
 RunDtype = Literal["auto", "f32", "f16", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Generate(Request[str]):
     """Let a model write."""
 
     model: str = argument("A model directory, an adapter's, or a Hub id; dense or not.")

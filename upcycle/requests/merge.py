@@ -1,18 +1,22 @@
-"""Asking for a plain checkpoint that computes what a model with adapter experts computes."""
+"""The options of `upcycle merge`: from a model with adapter experts to a plain checkpoint that computes the same."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require, require_beside
 from upcycle.requests.conversion import Dtype, shard_bytes
+from upcycle.requests.request import Request
+
+if TYPE_CHECKING:
+    from upcycle.adapt.merge import Merged
 
 Form = Literal["full", "compact"]
 CompactTarget = Literal["granitemoeshared", "qwen2_moe"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge:
+class Merge(Request["Merged"]):
     """Turn a model with adapter experts into a checkpoint that plain transformers reads.
 
     It is loaded in a process of its own and compared with the adapter before it takes its place.

@@ -1,10 +1,12 @@
-"""Asking for pictures of a training."""
+"""The options of `upcycle plot`: which trainings are drawn, and where the pictures go."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require
+from upcycle.requests.request import Request
 
 PictureFormat = Literal["png", "svg"]
 
@@ -13,7 +15,7 @@ MAX_RUNS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot:
+class Plot(Request[list[Path]]):
     """Draw the curves of a training and the load of its experts.
 
     Files of the same names in the output directory are replaced.

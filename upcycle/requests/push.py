@@ -1,15 +1,20 @@
-"""Asking for a model to be published."""
+"""The options of `upcycle push`: which directory goes to which repository on the Hub, and with what beside it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require, require_beside
+from upcycle.requests.request import Request
+
+if TYPE_CHECKING:
+    from upcycle.hub.push import Pushed
 
 _MAIN = "main"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Push:
+class Push(Request["Pushed"]):
     """Publish a model or an adapter on the Hub, with a model card.
 
     What is uploaded is checked first and compared afterwards. Run again, it goes on where it stopped, and uploads

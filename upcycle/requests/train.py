@@ -1,14 +1,18 @@
-"""Asking for continued training."""
+"""The options of `upcycle train`: data, batches, optimizer, router losses, and what is trained."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from upcycle.errors import RequestError
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require
+from upcycle.requests.request import Request
 
-Trained = Literal["all", "experts", "router", "lora"]
+if TYPE_CHECKING:
+    from upcycle.train.loop import Trained
+
+TrainedPart = Literal["all", "experts", "router", "lora"]
 Schedule = Literal["cosine", "inverse-sqrt", "wsd", "constant"]
 Scope = Literal["sequence", "micro-batch", "global-batch"]
 TrainDtype = Literal["auto", "f32", "bf16"]
@@ -20,7 +24,7 @@ _MODEL, _LORA, _RUN = "Model and precision", "LoRA", "Running"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(Request["Trained"]):
     """Continue training a mixture of experts, an adapter, or a dense model as its control.
 
     A batch has batch-size x grad-accum x processes sequences, and a step is the same however it is cut. Start several
@@ -93,7 +97,7 @@ class Train:
         0.0, "Weight of each layer's importance loss, of a sequence (0 is even).", group=_LOSSES
     )
 
-    train: Trained = option("all", "What is trained.", group=_MODEL)
+    train: TrainedPart = option("all", "What is trained.", group=_MODEL)
     dtype: TrainDtype = option(
         "auto", "Data type of the parameters; bf16 has float32 master weights and routers. auto: bf16 on a GPU that "
         "has it, f32 elsewhere.", group=_MODEL,

@@ -22,7 +22,7 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.errors import InputError
 from upcycle.moe.routing import Router, find_routers
-from upcycle.requests.train import Train, TrainDtype, Trained
+from upcycle.requests.train import Train, TrainDtype, TrainedPart
 from upcycle.train.adapter import save_adapter, with_adapter
 from upcycle.train.lora import DIRECTORY, is_adapted, plain_name, restore, wrapped
 from upcycle.train.precision import keep_routers_fp32, state_for_saving
@@ -243,7 +243,7 @@ def _tokenizer(source: Path, vocabulary: int) -> Any:
     return tokenizer
 
 
-def _groups(model: nn.Module, routers: list[Router], trained: Trained) -> dict[str, dict[str, nn.Parameter]]:
+def _groups(model: nn.Module, routers: list[Router], trained: TrainedPart) -> dict[str, dict[str, nn.Parameter]]:
     """Sort the parameters that are trained, and freeze the others; with adapters peft has frozen the model."""
     groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUPS}
     for name, parameter in model.named_parameters():

@@ -1,28 +1,14 @@
-"""`upcycle run`."""
+"""`upcycle run`: reads a recipe, carries it out and prints each step and its result."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from upcycle import requests
 from upcycle.cli.options import GroupedCommand, HelpfulArgument
-from upcycle.cli.progress import Start, progress_bar
-from upcycle.cli.tables import (
-    print_account,
-    print_attached,
-    print_json,
-    print_merged,
-    print_pushed,
-    print_report,
-    print_trained,
-    print_written,
-    warn,
-)
-
-if TYPE_CHECKING:
-    from upcycle.cli.panel import Panel
+from upcycle.cli.progress import Terminal
+from upcycle.cli.show import print_result
+from upcycle.cli.tables import print_account, print_json, warn
 
 
 @click.command(cls=GroupedCommand, no_args_is_help=True)
@@ -44,8 +30,8 @@ def run(
     A step is a command and its options. A step that leaves out `dense` takes the model of the last convert step; one
     that leaves out `moe` or `model` takes the directory which the step before wrote. A failed verify ends the chain.
 
-    A step whose options, inputs and outputs are those of an earlier run is skipped, and one that was cut off is gone on
-    with; .upcycle in the current directory remembers them. plan, generate and push are never skipped.
+    A step whose options, inputs and outputs are those of an earlier run is skipped, and one that was interrupted is
+    continued; .upcycle in the current directory remembers them. plan, generate and push are never skipped.
     """
     if schema or listing:
         return _print_schema() if schema else _print_list()
@@ -76,8 +62,8 @@ def carry_out(
     (runner.rehearse if dry_run else runner.run)(chain, _Printer(dry_run), done)
 
 
-class _Printer:
-    """Prints what happens in a run, each result as the command by itself would."""
+class _Printer(Terminal):
+    """Prints what happens in a recipe, each result as the command by itself would."""
 
     def __init__(self, dry_run: bool) -> None:
         self._dry_run = dry_run
@@ -87,48 +73,18 @@ class _Printer:
 
         click.echo(f"\n[{number}/{count}] {command_line(request)}")
 
-    def progress(self, what: str) -> AbstractContextManager[Start]:
-        return progress_bar(what)
-
-    def training(self) -> "AbstractContextManager[Panel]":
-        from upcycle.cli.panel import Panel
-
-        return Panel()
-
-    def write(self, piece: str) -> None:
-        click.echo(piece, nl=False)
-
     def end(self, request: Any, result: Any) -> None:
         from upcycle.pipeline.run import SKIPPED
 
         if result is SKIPPED:
             click.echo("unchanged, skipped")
-        elif isinstance(request, requests.Conversion):
-            self._conversion(request, result)
-        else:
-            _PRINTERS[type(request)](request, result)
-
-    def _conversion(self, request: requests.Conversion, drafted: Any) -> None:
-        if drafted is None:
+        elif not self._dry_run:
+            print_result(request, result)
+        elif result is None:
             click.echo(f"no figures: {request.model} is no directory here")
-            return
-        if isinstance(request, requests.Convert) and not (request.dry_run or self._dry_run):
-            print_written(request, drafted)
         else:
-            print_account(drafted.account)
-        warn(*drafted.warnings)
-
-
-_PRINTERS: dict[type[Any], Callable[[Any, Any], None]] = {
-    requests.Verify: lambda _, report: print_report(report),
-    requests.Generate: lambda _, _text: click.echo(),
-    requests.Train: lambda _, trained: print_trained(trained),
-    requests.Attach: lambda _, attached: print_attached(attached),
-    requests.Merge: print_merged,
-    requests.Push: lambda _, pushed: print_pushed(pushed),
-    requests.Plot: lambda _, paths: click.echo("\n".join(map(str, paths))),
-}
-"""Request -> what prints its result."""
+            print_account(result.account)
+            warn(*result.warnings)
 
 
 def _print_schema() -> None:
