@@ -27,7 +27,7 @@ REPO = "someone/moe"
 FIELDS = {"experts": 4, "noise": 0.1, "dtype": "f32", "max_shard_size": "24KB"}
 SHARDS = 11
 FIRST, SECOND = (f"model-0000{number}-of-000{SHARDS}.safetensors" for number in (1, 2))
-GOES_ON = "what is on the Hub stays there, and the same command goes on with it"
+GOES_ON = "what is on the Hub stays there, and the same command continues with it"
 ON_BRANCH = "POST .*/commit/upcycle-"
 ON_MAIN = "POST .*/commit/main"
 

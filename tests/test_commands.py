@@ -77,6 +77,17 @@ def test_the_options_that_a_row_names_exist(row: Command) -> None:
     assert not row.remembers or row.gives or "out" in options_of(row.request) or row.name == "verify"
 
 
+NAME_MODELS = {"model", "dense", "moe", "adapter", "base", "tokenizer", "from_lora", "metrics", "also"}
+NAME_TEXTS = {"data", "eval_data", "text", "chat_template"}
+
+
+@ROWS
+def test_a_row_names_all_that_its_command_reads(row: Command) -> None:
+    """A step of a recipe would be skipped although an input that is missing here had changed."""
+    assert set(row.reads) == NAME_MODELS & options_of(row.request).keys()
+    assert set(row.texts) == NAME_TEXTS & options_of(row.request).keys()
+
+
 def test_what_is_taken_for_an_option_is_the_same_wherever_it_comes_from() -> None:
     for name in CHAINED:
         assert len({row.gives[name] for row in COMMANDS.values() if name in row.gives}) == 1, name

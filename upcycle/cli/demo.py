@@ -13,7 +13,9 @@ from upcycle.cli.recipes import carry_out
 @click.command(cls=GroupedCommand)
 @click.option("--model", default="demo:tiny", show_default=True, help="Dense checkpoint; the default is built in.")
 @click.option("--out", metavar="DIR", help="Keep the mixture of experts here; by default it is removed at the end.")
-@click.option("--prompt", default="Thus saith the LORD", show_default=True, help="What the result goes on from.")
+@click.option(
+    "--prompt", default="Thus saith the LORD", show_default=True, help="Beginning of a text that the result continues."
+)
 def demo(model: str, out: str | None, prompt: str) -> None:
     """Go the whole way in about a minute: plan, convert, verify, and let the result write.
 

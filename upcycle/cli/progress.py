@@ -9,14 +9,13 @@ import click
 
 if TYPE_CHECKING:
     from upcycle.cli.panel import Panel
-
-Start = Callable[[int], Callable[[int], None]]
+    from upcycle.pipeline.stages import Start
 
 
 class Terminal:
     """The `upcycle.pipeline.stages.Display` of the command line."""
 
-    def progress(self, what: str) -> AbstractContextManager[Start]:
+    def progress(self, what: str) -> "AbstractContextManager[Start]":
         """Return a bar of bytes with the word `what` beside it."""
         return progress_bar(what)
 
@@ -32,7 +31,7 @@ class Terminal:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Start]:
+def progress_bar(what: str) -> "Iterator[Start]":
     """Yield `start(total_bytes)`, which shows the bar and returns what is told the bytes of every step.
 
     In a pipe there is no bar, and on a terminal none before `start` is called.

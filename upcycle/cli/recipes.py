@@ -27,11 +27,11 @@ def run(
 ) -> None:
     """Carry out a YAML recipe, which chains commands.
 
-    A step is a command and its options. A step that leaves out `dense` takes the model of the last convert step; one
-    that leaves out `moe` or `model` takes the directory which the step before wrote. A failed verify ends the chain.
+    A step is a command and its options. A step that leaves out `model`, `dense`, `moe`, `adapter` or `metrics` takes it
+    from the last step before it that made one. A verification that fails ends the recipe.
 
     A step whose options, inputs and outputs are those of an earlier run is skipped, and one that was interrupted is
-    continued; .upcycle in the current directory remembers them. plan, generate and push are never skipped.
+    continued; .upcycle in the current directory remembers them. Steps that print or publish are never skipped.
     """
     if schema or listing:
         return _print_schema() if schema else _print_list()
@@ -49,7 +49,7 @@ def carry_out(
 ) -> None:
     """Carry out a recipe, given by path or name, and print what happens; see `upcycle.pipeline.run` for what it raises.
 
-    Unless it is not to `remember`, what was done before is skipped, but for `again`, and what is done now is noted.
+    With `remember`, steps that are done are skipped, unless `again` is set, and those that end now are remembered.
     Raises RequestError for a recipe or an override that makes no sense.
     """
     from upcycle.pipeline import run as runner
@@ -59,11 +59,11 @@ def carry_out(
     chain = read_recipe(find_recipe(recipe), overrides)
     click.echo(f"{chain.name}: {chain.description}")
     done = remembered(chain.name, again=again) if remember else None
-    (runner.rehearse if dry_run else runner.run)(chain, _Printer(dry_run), done)
+    (runner.rehearse if dry_run else runner.run)(chain, _Steps(dry_run), done)
 
 
-class _Printer(Terminal):
-    """Prints what happens in a recipe, each result as the command by itself would."""
+class _Steps(Terminal):
+    """Prints the steps of a recipe as they are carried out, each result as the command by itself does."""
 
     def __init__(self, dry_run: bool) -> None:
         self._dry_run = dry_run

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.errors import CheckpointError, InputError, RequestError
-from upcycle.option import Option, options_of
+from upcycle.option import accepts, options_of
 from upcycle.plan.receipt import RECORD, Origin, as_text
 from upcycle.requests import Conversion, recorded
 
@@ -32,22 +32,11 @@ def request_of(receipt: Mapping[str, Any], where: Path) -> Conversion:
     options = {name: option for name, option in options_of(Conversion).items() if option.recorded}
     added = {name: option.default for name, option in options.items() if option.added}
     said = {**added, **receipt[RECORD], "tokenizer": None, "chat_template": None}
-    wrong = [name for name, option in options.items() if not _fits(option, said.get(name))]
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    wrong = [name for name, option in options.items() if not accepts(option, values.get(name))]
     if wrong or set(said) != set(options):
         raise CheckpointError(f"damaged record in the receipt ({', '.join(wrong) or 'wrong names'})", where=where)
-    values: dict[str, Any] = {name: tuple(value) if options[name].many else value for name, value in said.items()}
     try:
         return Conversion(**values, allow_dead_router=True)
     except RequestError as error:
         raise CheckpointError(f"damaged record in the receipt ({error})", where=where) from None
-
-
-def _fits(option: Option, value: Any) -> bool:
-    """Whether a value of the receipt's JSON is one that the option can have."""
-    if option.many:
-        return isinstance(value, list) and all(type(item) is option.kind for item in value)
-    if value is None:
-        return option.nullable
-    if option.choices:
-        return value in option.choices
-    return type(value) is option.kind or (option.kind is float and type(value) is int)

@@ -1,1 +1,1 @@
-"""Chains of stages; the only rooms that know several wings."""
+"""Commands and recipes: finds models and calls the wings; the only room that knows several of them."""

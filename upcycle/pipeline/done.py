@@ -1,9 +1,9 @@
 """Remembers what a recipe has done from one run to the next, so that steps whose inputs are unchanged are skipped.
 
-    .upcycle/NAME.json    where upcycle is run: for every step its request, what it read and what it wrote
+    .upcycle/NAME.json    in the current directory: for every step its request, what it read and what it wrote
 
-A step that ended has its files under `wrote`; one that began has none, and where it did not end the next run goes on
-with it. The file decides which steps are left out and which are resumed, so one that is damaged costs time only.
+A step that ended has its files under `wrote`. A step that began and did not end has none there, and the next run
+resumes it. A file that is damaged costs time and nothing else: all steps are done again.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from upcycle.pipeline.touched import beginnings, facts, is_of, is_of_the_hub, re
 from upcycle.requests.commands import command_of
 
 DIRECTORY = Path(".upcycle")
-"""Where `upcycle` is run, as the paths of a recipe are."""
+"""In the current directory, to which the paths of a recipe are relative too."""
 
 MAX_STEPS = 256
-"""Steps that are remembered, of all the options that a recipe was run with; the newest."""
+"""The newest steps that are remembered; a step with other options is another step."""
 
 _FORMAT = 1
-_MANNER = ("overwrite", "resume")  # how the work is done, not what comes of it
+_MANNER = ("overwrite", "resume")  # say how the work is done and change nothing in its result
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "command": str, "request": dict, "upcycle": str, "read": dict, "began": (list, type(None)),
     "wrote": (dict, type(None)),
@@ -44,15 +44,15 @@ class Done:
     def __init__(self, path: Path, name: str, steps: list[dict[str, Any]], *, again: bool) -> None:
         """Remember `steps`; with `again` they are kept, and none counts."""
         self._path, self._name, self._steps, self._again = path, name, steps, again
-        self._told = False
+        self._warned = False
 
     def keeps(self, request: Any) -> bool:
-        """Whether a step is one that need not be repeated."""
+        """Whether a step is remembered: its command is, and it writes files here."""
         elsewhere = getattr(request, "dry_run", False) or getattr(request, "stream_to", None)
         return command_of(request).remembers and not elsewhere
 
     def has(self, request: Any) -> bool:
-        """Whether a step was done, and what it read and wrote, and upcycle itself, are still what they were."""
+        """Whether a step was done, and all that it read and wrote, and the version of upcycle, are unchanged."""
         step = self._step(request, ended=True) if self.keeps(request) else None
         if step is None or self._again or step["upcycle"] != upcycle.__version__:
             return False
@@ -64,7 +64,7 @@ class Done:
         return step["read"] == now and None not in now.values()
 
     def begin(self, request: Any) -> Any:
-        """Note that a step begins, and return its request: to be gone on with, where an earlier run left it."""
+        """Note that a step begins; return its request, with `resume` set if an earlier run was interrupted in it."""
         if not self.keeps(request):
             return request
         begun, read = self._step(request, ended=False), read_by(request)
@@ -75,7 +75,7 @@ class Done:
         return request
 
     def end(self, request: Any, result: Any) -> None:
-        """Note that a step is done; one that waits for the other parts of its work is not."""
+        """Note that a step is done; a conversion that waits for its other parts is not."""
         if not self.keeps(request) or getattr(result, "left", None):
             return
         begun, now = self._step(request, ended=False), read_by(request)
@@ -91,14 +91,14 @@ class Done:
         self._write()
 
     def _left(self, begun: dict[str, Any], began: Any, read: dict[str, str | None]) -> bool:
-        """Whether an earlier run has left work that reads the same; what it has of the Hub the work itself knows."""
+        """Whether an earlier run left unfinished work with the same inputs; resuming checks those on the Hub."""
         if None in (began, begun["began"]) or began == begun["began"] or begun["upcycle"] != upcycle.__version__:
             return False
         here = {what: identity for what, identity in begun["read"].items() if not is_of_the_hub(identity)}
         return all(read.get(what) == identity for what, identity in here.items())
 
     def _step(self, request: Any, *, ended: bool) -> dict[str, Any] | None:
-        key = (command_of(request).name, _said(request), ended)
+        key = (command_of(request).name, _options(request), ended)
         return next((s for s in self._steps if (s["command"], s["request"], s["wrote"] is not None) == key), None)
 
     def _forget(self, request: Any, *, ended: bool) -> None:
@@ -108,7 +108,8 @@ class Done:
     def _note(self, request: Any, **known: Any) -> None:
         """Put what is known of a step in front, and write the file."""
         self._forget(request, ended=known["wrote"] is not None)
-        step = {"command": command_of(request).name, "request": _said(request), "upcycle": upcycle.__version__, **known}
+        said = {"command": command_of(request).name, "request": _options(request)}
+        step = {**said, "upcycle": upcycle.__version__, **known}
         self._steps = [step, *self._steps][:MAX_STEPS]
         self._write()
 
@@ -121,20 +122,21 @@ class Done:
             write_durably(staged, data)
             staged.replace(self._path)
         except (OSError, UnicodeEncodeError) as error:  # the latter: names of files that are no text
-            if not self._told:
-                _log.warning("%s: what is done cannot be noted (%s); the next run does it again", self._path, error)
-            self._told = True
+            if not self._warned:
+                _log.warning("%s: cannot be written (%s), so the next run does this step again", self._path, error)
+            self._warned = True
 
 
 def remembered(name: str, *, again: bool = False) -> Done:
-    """Return what the recipe called `name` has done in the current directory; nothing, with a warning, where the file
-    is damaged or another recipe's.
+    """Return the memory of the recipe `name` in the current directory.
+
+    It is empty, with a warning, if the file is damaged or belongs to another recipe.
     """
     path = DIRECTORY.absolute() / f"{_file_name(name)}.json"
     try:
         return Done(path, name, _read(path, name) if path.exists() else [], again=again)
     except CheckpointError as error:
-        _log.warning("what was done before is not known, and is done again: %s", str(error)[:400])
+        _log.warning("all steps are done again: %s", str(error)[:400])
         return Done(path, name, [], again=again)
 
 
@@ -155,12 +157,12 @@ def _is_step(value: Any) -> bool:
 
 
 def _file_name(name: str) -> str:
-    """The name of a recipe as that of a file: one that is not fit for it is told apart by a hash."""
+    """Return a file name for the recipe `name`; characters that no file name should have become a hash."""
     safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60]
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def _said(request: Any) -> dict[str, Any]:
-    """All options of a request that decide what comes out, as JSON gives them back."""
+def _options(request: Any) -> dict[str, Any]:
+    """Return the options of a request that decide its result, as JSON gives them back."""
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(request).items()}
     return {name: value for name, value in values.items() if name not in _MANNER}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from upcycle.hub.push import Pushed, WriteCard
 
 DRAWN = ("losses.png", "load-over-steps.png")
-"""Pictures of a training that a card shows where `upcycle plot` has drawn none."""
+"""Pictures of a training that are drawn for the card if `upcycle plot` has drawn none."""
 
 
 def push(request: requests.Push) -> "Pushed":
@@ -112,7 +112,7 @@ def _check_same(here: "Checkpoint", there: "Checkpoint", name: str) -> None:
 
 @contextmanager
 def _pictured(contents: "Contents") -> Iterator["Contents"]:
-    """Add pictures of a training whose figures are there, where nobody has drawn any."""
+    """Add pictures of a training that has its metrics beside it and no pictures yet."""
     from upcycle.checkpoint.place import METRICS_FILE
     from upcycle.hub.contents import PICTURES, Item
 

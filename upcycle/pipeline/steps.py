@@ -1,4 +1,4 @@
-"""The steps of a recipe: from what the file says to requests that can be carried out.
+"""Turns the steps of a recipe file into requests, each option that a step leaves out taken from the steps before it.
 
     name: smollm2-4x135m
     description: one line
@@ -35,7 +35,7 @@ _OVERRIDE = re.compile(r"(?P<command>[^.=]+)(?:\.(?P<index>[0-9]{1,4}))?\.(?P<na
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe that has been checked and resolved."""
+    """A recipe whose steps have become requests."""
 
     name: str
     description: str

@@ -1,7 +1,7 @@
-"""A conversion straight to the Hub: each shard is made, committed to a working branch, and deleted.
+"""Converts straight to the Hub: each shard is made, committed to a working branch, and deleted here.
 
-At the end one commit puts all of it on main, by reference to what the branch holds, and the branch goes. What the
-branch holds is also what a run that was cut off goes on from: nothing of it is kept on this machine.
+At the end one commit puts all of it on main, by reference to what the branch holds, and the branch is removed. A run
+that was interrupted resumes from the branch; nothing is kept on this machine.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from upcycle.hub.contents import Contents, Shapes
     from upcycle.hub.push import Pushed
 
-_KEPT = "what is on the Hub stays there, and the same command goes on with it"
+_KEPT = "what is on the Hub stays there, and the same command continues with it"
 
 _log = logging.getLogger("upcycle")
 
@@ -88,10 +88,10 @@ def stream(directory: Path, request: requests.Convert) -> Streamed:
 
 
 def _fingerprint(plan: Plan) -> str:
-    """Return what tells this work from every other: the plan, and which files it reads.
+    """Return a hash that only this work has: of the plan and of the files that it reads.
 
-    The time of the last change of a file's entry counts too, where it is not called by its hash: what unpacks two
-    fine-tunes of one model may set the other time of both alike.
+    For a file whose name is not its hash, the time when its entry changed counts too: an archive may give two
+    fine-tunes of one model the same modification time.
     """
     files = [path for path in (*source_files(plan.shards), *plan.files.values()) if not hub_blob(path)]
     changed = sorted((path.name, path.stat().st_ctime_ns) for path in files)
@@ -100,7 +100,7 @@ def _fingerprint(plan: Plan) -> str:
 
 @contextmanager
 def _scratch(fingerprint: str) -> Iterator[Path]:
-    """Give an empty directory in the cache, which goes afterwards; what of an error is to be done is said with it.
+    """Yield an empty directory in the cache and remove it afterwards; errors get a note on how to continue.
 
     Raises StagingError when another process makes the same, or the disk fails.
     """
@@ -125,7 +125,7 @@ def _scratch(fingerprint: str) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what runs that were killed have left, of which nobody may ever ask for the same again."""
+    """Remove the directories of runs that were killed."""
     for left in filter(Path.is_dir, folder.iterdir()):
         with suppress(StagingError):  # in use
             held = lock.take(left.with_suffix(".lock"))
@@ -134,7 +134,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _remove(held: Lock, path: Path) -> None:
-    """Remove the file of a lock while it is held, so that nobody's is removed but our own, and let go.
+    """Remove the file of a lock while it is held, so that it cannot be another process's, and release it.
 
     Windows removes no file that is open; there it stays.
     """
@@ -164,7 +164,7 @@ def _make_all(
 
 
 def _is_finished(shard: Shard, finished: Mapping[str, "Finished"]) -> bool:
-    """Whether it is there: the branch is named after the plan and what it reads, so the same name is the same shard."""
+    """Whether a shard is on the branch, whose name is a hash of all inputs: so the same name is the same shard."""
     entry = finished.get(shard.name)
     computed = {write.name for write in shard.writes if not write.copied}
     return entry is not None and entry.file.size == shard.size and entry.hashes.keys() == computed

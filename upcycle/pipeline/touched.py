@@ -1,12 +1,12 @@
-"""What a step reads and what it has written, and by what both are recognised: name, size and time, as `make` does.
+"""Identifies what a step reads and what it has written by name, size and time of each file, as `make` does.
 
-The weights themselves are not read, so that looking at 93 GB takes no time.
+The weights themselves are not read, so that comparing 93 GB takes no time.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ _CUT = ("batch_size", "grad_accum")  # a training is the same however its batche
 _BESIDE = re.compile(
     rf"{re.escape(VERIFICATION_FILE)}|README\.md|checkpoint-\d+(\.partial)?|plots|logs|run\.lock|\..*|.*\.partial"
 )
-"""What stands beside a model and is no part of it: later steps put it there, or it is removed to save room."""
+"""Names in a model's directory that are no part of the model: written by later steps, or removed to save room."""
 
 
 def facts(path: Path) -> Facts | None:
-    """Return by what a file is recognised; None where there is none."""
+    """Return size and time of a file, or None if there is no such file."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def names_read(request: Any) -> list[tuple[str, str]]:
 
 
 def read_by(request: Any) -> dict[str, str | None]:
-    """Return what `request` reads, `option name` -> its identity, None for what is not there (yet)."""
+    """Return what `request` reads: OPTION NAME -> its identity, or None if it is not there (yet)."""
     texts = command_of(request).texts
     found = {f"{option} {said}": _identity(said, data=option in texts) for option, said in names_read(request)}
     if getattr(request, "base", None) is None:
@@ -63,23 +63,27 @@ def read_by(request: Any) -> dict[str, str | None]:
 
 
 def is_of_the_hub(identity: str | None) -> bool:
-    """Whether what `_identity` returned is of a model that is not here, or was not when it was looked for."""
+    """Whether an identity is that of a model on the Hub, or of one that was not found."""
     return identity is None or identity.startswith(_COMMIT)
 
 
 def written_by(request: Any, result: Any) -> dict[str, Facts]:
-    """Return the files that `request` has written, by their paths as the recipe has them."""
-    if isinstance(request, requests.Plot):
-        paths: Iterator[Path] = iter(result)
+    """Return the files that `request` has written, by their paths as the recipe has them.
+
+    They are the paths that the command returned, the record of a verification, or all files in OUT.
+    """
+    paths: Iterable[Path] = ()
+    if isinstance(result, list):
+        paths = result
     elif isinstance(request, requests.Verify):
-        paths = iter([Path(request.moe).expanduser() / VERIFICATION_FILE] if request.record else [])
-    else:
+        paths = [Path(request.moe).expanduser() / VERIFICATION_FILE] if request.record else []
+    elif getattr(request, "out", None):
         paths = _files(Path(request.out).expanduser())
     return {str(path): found for path in paths if (found := facts(path)) is not None}
 
 
 def beginnings(request: Any) -> list[Facts | None]:
-    """Return by what can be told whether work on `request` has begun: it changes as soon as there is some."""
+    """Return the facts of the files in OUT that change as soon as work on `request` begins."""
     out = Path(request.out).expanduser()
     if isinstance(request, requests.Train):
         from upcycle.train.directory import RECORD_FILE
@@ -89,8 +93,10 @@ def beginnings(request: Any) -> list[Facts | None]:
 
 
 def is_of(request: Any) -> bool:
-    """Whether the work that lies in OUT is of just these options: a training may be resumed with more steps, but a
-    recipe that says so is another one. Other work is asked for its own fingerprint when it is gone on with.
+    """Whether the training in OUT has the options of `request`; true for every other command.
+
+    A training can be resumed by hand with more steps, but a recipe that asks for more steps is another recipe. Other
+    commands compare fingerprints by themselves when they resume.
     """
     if not isinstance(request, requests.Train):
         return True
@@ -105,7 +111,7 @@ def is_of(request: Any) -> bool:
 
 
 def _identity(said: str, *, data: bool) -> str | None:
-    """By what a model or a source of text is recognised."""
+    """Return a hash of the facts of a model's or text's files, or the Hub's commit; None for what is not there."""
     if said in BUILT_IN:
         return "built in"
     try:
@@ -126,7 +132,7 @@ def _identity(said: str, *, data: bool) -> str | None:
 
 
 def _base_of(said: str) -> str | None:
-    """The model that an adapter names as its own, which is read with it."""
+    """Return the base model that the adapter `said` names, or None if it is no adapter."""
     try:
         path = Path(said).expanduser() / ADAPTER_CONFIG
         base = read_object(path).get("base_model_name_or_path") if path.is_file() else None

@@ -1,4 +1,4 @@
-"""What every request checks of its own fields, and which of them decide what comes out."""
+"""Checks that every request makes of its own options, and the record of those that decide its result."""
 
 from dataclasses import asdict
 from typing import Any
@@ -40,7 +40,7 @@ def _flag(name: str) -> str:
 
 
 def recorded(request: Any) -> dict[str, Any]:
-    """Return the fields of `request` that decide what comes out, as JSON data: for a receipt, or to resume the same."""
+    """Return the options of `request` that decide its result, as JSON data: for receipts and for resuming."""
     values = asdict(request)
     options = [option for option in options_of(type(request)).values() if option.recorded]
     names = [option.name for option in options if not (option.added and values[option.name] == option.default)]

@@ -36,7 +36,7 @@ def shard_bytes(max_shard_size: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion(Request["Draft"]):
-    """What the mixture of experts shall be."""
+    """What kind of mixture of experts is made of which model."""
 
     model: str = argument("Dense checkpoint: a directory, a .gguf file or a Hub id (org/name, org/name@revision).")
     allow_pickle: bool = option(
@@ -117,14 +117,14 @@ class Convert(Conversion):
     )
 
     def __post_init__(self) -> None:
-        """As Conversion, and a number of workers that exists."""
+        """As Conversion; raise RequestError too for workers, a part or a place that cannot be."""
         super().__post_init__()
         require(0 <= self.workers <= 1024, "workers", self.workers, "0 to 1024")
         self.share()
         self._check_place()
 
     def _check_place(self) -> None:
-        """It goes to a directory or to the Hub; what is for directories is not for the Hub."""
+        """Raise RequestError unless it goes either to a directory or to the Hub, with the options of that."""
         if self.stream_to is None:
             if not self.out:
                 raise RequestError("there is no OUT to write to", expected="a directory, or --stream-to", option="out")
@@ -134,7 +134,7 @@ class Convert(Conversion):
             raise RequestError("OUT does not go with --stream-to", found=self.out, option="out")
         for name in ("overwrite", "part"):
             value = getattr(self, name)
-            require_beside(not value, name, value, "no --stream-to, which goes on by itself where it stopped")
+            require_beside(not value, name, value, "no --stream-to, which resumes by itself")
 
     def share(self) -> tuple[int, int]:
         """Return `part` as (number from 1, how many); the whole is (1, 1)."""

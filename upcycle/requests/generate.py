@@ -12,12 +12,12 @@ RunDtype = Literal["auto", "f32", "f16", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Request[str]):
-    """Let a model write."""
+    """Let a model continue a text or answer a question."""
 
     model: str = argument("A model directory, an adapter's, or a Hub id; dense or not.")
-    prompt: str = argument("What it goes on from, or what it is asked if it has a chat template.")
-    base: str | None = option(None, "Of an adapter, its model, where that is elsewhere now.", metavar="MODEL")
-    max_new_tokens: int = option(64, "Tokens to write at most.")
+    prompt: str = argument("Beginning of a text that the model continues, or a question if it has a chat template.")
+    base: str | None = option(None, "The model of an adapter, if it has moved.", metavar="MODEL")
+    max_new_tokens: int = option(64, "Most tokens to write.")
     temperature: float = option(0.0, "0 takes the likeliest token; above it tokens are sampled.")
     seed: int = option(0, "Seed of the sampling.")
     chat: bool | None = option(None, "Use the chat template; by default where the tokenizer has one.")

@@ -30,9 +30,7 @@ class Merge(Request["Merged"]):
         "expert, and the small experts beside it (bottleneck experts only).",
     )  # fmt: skip
     target: CompactTarget | None = option(None, "What --to compact writes; granitemoeshared if not given.")
-    base: str | None = option(
-        None, "The adapter's model, where that is elsewhere now.", metavar="MODEL", recorded=False
-    )
+    base: str | None = option(None, "The adapter's model, if it has moved.", metavar="MODEL", recorded=False)
     allow_pickle: bool = option(
         False, "Read pickled weights (.bin, .pt) of the base, as tensors and nothing else.", recorded=False
     )

@@ -21,7 +21,7 @@ class Plot(Request[list[Path]]):
     Files of the same names in the output directory are replaced.
     """
 
-    metrics: str = argument("A metrics.jsonl, or a directory that holds one.")
+    metrics: str = argument("A metrics.jsonl, or the directory of a training.")
     also: tuple[str, ...] = option((), "Another run to draw beside it (repeat for more).", metavar="METRICS")
     out: str | None = option(
         None, "Directory for the pictures; `plots` beside the metrics if not given.", metavar="DIR", recorded=False

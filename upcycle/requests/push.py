@@ -17,8 +17,8 @@ _MAIN = "main"
 class Push(Request["Pushed"]):
     """Publish a model or an adapter on the Hub, with a model card.
 
-    What is uploaded is checked first and compared afterwards. Run again, it goes on where it stopped, and uploads
-    nothing that is there already.
+    What is uploaded is checked first and compared afterwards. Run again, it continues where it stopped, and
+    uploads nothing that is there already.
     """
 
     model: str = argument("Directory of the model or adapter.")

@@ -38,9 +38,7 @@ class Train(Request["Trained"]):
         "Directory to write: metrics.jsonl and checkpoints while training, at the end the model.", recorded=False
     )
 
-    base: str | None = option(
-        None, "Of an adapter, its model, where that is elsewhere now.", metavar="MODEL", recorded=False
-    )
+    base: str | None = option(None, "The model of an adapter, if it has moved.", metavar="MODEL", recorded=False)
     data: tuple[str, ...] = option(
         (), "Text to train on: .txt, .jsonl (text, messages, or prompt and completion), .parquet, a directory of "
         "those, or a Hub data set ORG/NAME[:CONFIG[:SPLIT]] (repeat for a mixture).", group=_DATA, metavar="SOURCE",
@@ -64,9 +62,9 @@ class Train(Request["Trained"]):
     keep: int = option(2, "Checkpoints to keep; older ones go when a newer one is safe.", group=_BATCH, recorded=False)
 
     lr: float = option(1e-4, "Peak learning rate.", group=_OPTIMIZER)
-    router_lr: float | None = option(None, "Of the routers, where it shall be another.", group=_OPTIMIZER)
-    expert_lr: float | None = option(None, "Of the experts, where it shall be another.", group=_OPTIMIZER)
-    schedule: Schedule = option("cosine", "How the learning rate goes on after the warm-up.", group=_OPTIMIZER)
+    router_lr: float | None = option(None, "Peak learning rate of the routers; --lr if not given.", group=_OPTIMIZER)
+    expert_lr: float | None = option(None, "Peak learning rate of the experts; --lr if not given.", group=_OPTIMIZER)
+    schedule: Schedule = option("cosine", "How the learning rate changes after the warm-up.", group=_OPTIMIZER)
     warmup_steps: int | None = option(
         None, "Steps over which the learning rate rises; a tenth of all, and 100 at most, if not given.",
         group=_OPTIMIZER, metavar="N",
@@ -76,8 +74,8 @@ class Train(Request["Trained"]):
     )
     min_lr: float = option(0.1, "Where cosine and wsd end, as a share of the peak.", group=_OPTIMIZER)
     start_step: int = option(
-        0, "Steps that were made before: the schedule goes on from there, without a second warm-up (inverse-sqrt as in "
-        "2212.05055).", group=_OPTIMIZER, metavar="N",
+        0, "Steps of an earlier training: the schedule continues from there, without a second warm-up (inverse-sqrt as "
+        "in 2212.05055).", group=_OPTIMIZER, metavar="N",
     )  # fmt: skip
     weight_decay: float = option(0.1, "Decoupled weight decay of matrices.", group=_OPTIMIZER)
     beta1: float = option(0.9, "AdamW's decay of the mean gradient.", group=_OPTIMIZER)
@@ -131,7 +129,7 @@ class Train(Request["Trained"]):
     tracker: Tracker = option("none", "Also report to a tracker.", group=_RUN, recorded=False)
 
     def __post_init__(self) -> None:
-        """Raise RequestError for what no training can be."""
+        """Raise RequestError for values that no training can have."""
         check_kinds(self)
         if not self.data:
             raise RequestError(
