@@ -14,7 +14,8 @@ from tests.merging import run_merge
 from tests.models import SMALL, draw_weights
 from tests.test_convert import assert_same_logits, load, tensors
 from upcycle.errors import UnsupportedError
-from upcycle.pipeline.stages import BUILT_IN, plan, verify
+from upcycle.pipeline.locate import BUILT_IN
+from upcycle.pipeline.stages import plan, verify
 from upcycle.requests import Plan, Verify
 
 

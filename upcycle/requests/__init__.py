@@ -10,6 +10,7 @@ from upcycle.requests.conversion import MAX_EXPERTS as MAX_EXPERTS
 from upcycle.requests.conversion import Conversion as Conversion
 from upcycle.requests.conversion import Dtype as Dtype
 from upcycle.requests.conversion import Method as Method
+from upcycle.requests.conversion import RouterInit as RouterInit
 from upcycle.requests.generate import RunDtype as RunDtype
 from upcycle.requests.plot import MAX_RUNS as MAX_RUNS
 from upcycle.requests.plot import PictureFormat as PictureFormat
