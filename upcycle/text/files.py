@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
 from upcycle.errors import InputError
-from upcycle.text.records import Cursor, Record, Text, content_of, missing_fields
+from upcycle.text.forms import columns_of, content_of, without_nulls
+from upcycle.text.records import Cursor, Record, Text
 
 PIECE = 2**11
 """Bytes of a piece of text. Big enough that its edges do not count (a token or two may differ there from those of the
@@ -113,10 +114,10 @@ def read_parquet(path: Path, at: Cursor, text_field: str) -> Iterator[Record]:
 
     try:
         with pq.ParquetFile(path) as file:
-            columns = _columns(file.schema_arrow.names, str(path), text_field)
+            columns = columns_of(file.schema_arrow.names, str(path), text_field)
             for number, row in enumerate(_rows(file, columns, at.offset), at.offset):
                 where, unit = f"{path}:row {number + 1}", at.unit + number - at.offset
-                content = content_of(row, where, text_field)
+                content = content_of(without_nulls(row), where, text_field)
                 yield Record(content, where, unit, Cursor(at.file, number + 1, unit=unit + 1))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"not a sound parquet file ({error})", where=path) from None
@@ -131,13 +132,6 @@ def _rows(file: Any, columns: list[str], skip: int) -> Iterator[dict[str, Any]]:
     for batch in file.iter_batches(ROWS, row_groups=groups, columns=columns) if groups else ():
         yield from batch.slice(skip).to_pylist()
         skip = max(0, skip - batch.num_rows)
-
-
-def _columns(names: list[str], where: str, text_field: str) -> list[str]:
-    for wanted in ([text_field], ["messages"], ["prompt", "completion"]):
-        if set(wanted) <= set(names):
-            return wanted
-    raise missing_fields(names, where, text_field)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from copy import deepcopy
 
 from upcycle.errors import InputError
-from upcycle.text.records import Cursor, Record, content_of
+from upcycle.text.forms import content_of, without_nulls
+from upcycle.text.records import Cursor, Record
 
 
 class HubSource:
@@ -34,7 +35,7 @@ class HubSource:
                     return
             where = f"{self.name}:row {number + 1}"
             after = Cursor(unit=number + 1, inner=rows.state_dict())
-            yield Record(content_of(row, where, self.text_field), where, number, after)
+            yield Record(content_of(without_nulls(row), where, self.text_field), where, number, after)
             number += 1
 
     @contextmanager
