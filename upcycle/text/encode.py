@@ -27,9 +27,9 @@ class Document:
 
     ids_T: NDArray[np.int32]
     target_T: NDArray[np.bool_]
-    """The loss asks for this token, if it is not the first of a sequence."""
+    """Whether a token is in the loss; the first of a sequence never is."""
     continues: bool = False
-    """It is a piece of the document before it."""
+    """Whether it continues the document before it, of which it is a piece."""
 
     def split(self, count: int) -> tuple["Document", "Document"]:
         """Return the first `count` tokens and the others."""
@@ -49,7 +49,7 @@ class _Rendered:
 
 
 class Encoder:
-    """A tokenizer at work; what it has to say of the data, it says once."""
+    """Turns records into tokens; what there is to say of the data it says once."""
 
     def __init__(
         self, tokenizer: Any, *, stops: Collection[int] | None = None, eos: str | None = None, quiet: bool = False

@@ -39,7 +39,7 @@ def conversation(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | N
         raise InputError("nobody answers in this conversation", where=where, expected="a message by the assistant")
     for number, message in enumerate(messages, 1):
         _check_choice(message, f"{where}: message {number}")
-    skipped = frozenset(number for number, message in enumerate(messages) if not _chosen(message))
+    skipped = frozenset(number for number, message in enumerate(messages) if _is_skipped(message))
     plain = [{name: item for name, item in message.items() if name not in CHOICES} for message in messages]
     return Chat(plain, tools, skipped)
 
@@ -97,5 +97,5 @@ def _check_choice(message: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _chosen(message: Mapping[str, Any]) -> bool:
-    return bool(message.get("train", True)) and message.get("weight", 1) != 0
+def _is_skipped(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant" and (message.get("train") is False or message.get("weight") == 0)

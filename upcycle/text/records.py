@@ -16,7 +16,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt and what follows it; the loss asks for the completion alone."""
+    """A prompt and its completion; only the completion is in the loss."""
 
     prompt: str
     completion: str
@@ -24,7 +24,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation, as chat templates take it; the loss asks for the assistant's messages alone."""
+    """A conversation as chat templates take it; only the answers of the assistant are in the loss."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None  # JSON schemas of what the assistant may call
@@ -39,12 +39,12 @@ class Cursor:
     offset: int = 0  # bytes (unpacked, of a .gz), or rows of a parquet file
     line: int = 0  # lines before it
     unit: int = 0  # records of the source before it
-    inner: dict[str, Any] = field(default_factory=dict)  # what `datasets` wants to know, as JSON data
+    inner: dict[str, Any] = field(default_factory=dict)  # the state of a stream of `datasets`, as JSON data
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One unit of a source: what is kept or held out as a whole."""
+    """One row of a source, or a piece of a long text; it is trained on or held out as a whole."""
 
     content: Text | Pair | Chat
     where: str  # file:line, for errors
@@ -53,7 +53,7 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Characters, about."""
+        """Characters in it, roughly."""
         match self.content:
             case Text(text):
                 return len(text)
@@ -64,11 +64,11 @@ class Record:
 
 
 class Source(Protocol):
-    """Where records come from."""
+    """A file, a directory or a data set, which records are read from."""
 
     name: str
     files: list[list[str]]
-    """Name and size of each file: what must not change between a checkpoint and going on from it."""
+    """Name, size and hash of each file; a run is only resumed when they are the same."""
 
     def read(self, at: Cursor) -> Iterator[Record]:
         """Yield the records after a place."""

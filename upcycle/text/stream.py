@@ -1,8 +1,8 @@
 """Makes training sequences without end from one source of text or a mixture, and those that are held out.
 
 The order is a function of the seed: all processes read the same stream, and each takes its own share of a global batch.
-The source of every block is drawn by the weights, which are therefore shares of the tokens, whatever the lengths of the
-sources; they are equal if not given, for the length of a stream is not known. A short source is repeated more often.
+The source of every block is drawn by the weights, which are therefore shares of the tokens, however long the sources
+are: a short one is repeated more often. Weights that are not given are equal, for a stream does not know its length.
 """
 
 from bisect import bisect_right
@@ -22,7 +22,7 @@ from upcycle.text.state import StreamState
 
 
 class BlockStream:
-    """Blocks of a mixture of sources; it never ends, and goes on from any of its states."""
+    """Blocks of a mixture of sources. It never ends, and can go on from any place it was at."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class BlockStream:
         return block
 
     def state(self) -> StreamState:
-        """Return the place before the next block; cheap, for it refers to tokens and copies none."""
+        """Return the place before the next block; this is cheap, for no tokens are copied."""
         return StreamState(self.settings, self.number, tuple(source.state() for source in self.sources))
 
     def restore(self, state: StreamState) -> None:
-        """Go on from a place; raise InputError when it is one of another stream, or a source has changed."""
+        """Go on from a place; raise InputError when it belongs to another stream, or a source has changed."""
         for name, expected in state.settings.items():
             if self.settings.get(name) != expected:
                 raise InputError(
