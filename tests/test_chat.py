@@ -36,9 +36,9 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]},
     },
 }
-CALL = {"role": "assistant", "tool_calls": [{"id": "abc123xyz", "type": "function",
+CALL: dict[str, Any] = {"role": "assistant", "tool_calls": [{"id": "abc123xyz", "type": "function",
         "function": {"name": "add_up", "arguments": {"x": 2}}}]}  # fmt: skip
-SUM = {"role": "tool", "content": "4", "name": "add_up", "tool_call_id": "abc123xyz"}
+SUM: dict[str, Any] = {"role": "tool", "content": "4", "name": "add_up", "tool_call_id": "abc123xyz"}
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

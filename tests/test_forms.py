@@ -31,7 +31,8 @@ def read(row: dict[str, Any], text_field: str = "text") -> Text | Pair | Chat:
 def rows_of_docs() -> list[tuple[str, str, str]]:
     """Form, example and what is in the loss, from the table of docs/data.md."""
     lines = (ROOT / "docs/data.md").read_text(encoding="utf-8").splitlines()
-    return [found.groups() for line in lines if (found := re.fullmatch(r"\| ([^|]+) \| `(\{.*\})` \| `(.*)` \|", line))]
+    found = (re.fullmatch(r"\| ([^|]+) \| `(\{.*\})` \| `(.*)` \|", line) for line in lines)
+    return [(row[1], row[2], row[3]) for row in found if row]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,10 @@ def test_nulls_of_tables_are_not_there(tmp_path: Path) -> None:
 
 def test_columns_of_tables(tmp_path: Path) -> None:
     """Of each form the fields that a row may have besides are read too."""
-    rows = [{"instruction": "Add.", "input": "2+2", "output": "4.", "n": 1}, {"instruction": "Add.", "output": "4."}]
+    rows: list[dict[str, Any]] = [
+        {"instruction": "Add.", "input": "2+2", "output": "4.", "n": 1},
+        {"instruction": "Add.", "output": "4."},
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     asked = [record.content for record in source_of(str(tmp_path / "a.parquet")).read(Cursor())]
     assert asked == [read(row) for row in rows]

@@ -57,19 +57,22 @@ def test_a_first_record_that_is_wrong_ends_it_before_it_begins(plain: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_learns_to_stop(plain: Path, chats: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_model_learns_to_stop(plain: Path, tmp_path: Path) -> None:
     """Without --eos the trained model writes on behind its answer, with it it ends there."""
-    fields: dict[str, Any] = {"max_steps": 60, "lr": 1e-2, "eval_every": 100, "shuffle": 0, "clip": 1.0}
+    talk = [{"role": "user", "content": "Who made heaven?"}, {"role": "assistant", "content": "God made them."}]
+    (tmp_path / "short.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 40)
+    fields: dict[str, Any] = {"max_steps": 40, "lr": 1e-2, "seq_len": 32, "batch_size": 2}
     written = {}
     for name, eos in (("without", None), ("with", "</s>")):
-        out = run_train(plain, tmp_path / name, chats, eos=eos, **fields)
+        out = run_train(plain, tmp_path / name, tmp_path / "short.jsonl", eos=eos, **fields)
         tokenizer = AutoTokenizer.from_pretrained(out)
-        prompt = tokenizer.apply_chat_template(TALK[:1], add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        prompt = tokenizer("user: Who made heaven?\nassistant: God", return_tensors="pt")["input_ids"]
         model = AutoModelForCausalLM.from_pretrained(out)
         ids = model.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=1)[0, prompt.shape[1] :]
         written[name] = tokenizer.decode(ids)
-    assert written["with"].strip() == "God made them.\n</s>"
-    assert written["without"].strip().startswith("God made them.\n")
+    assert written["with"] == " made them.\n</s>"
+    assert written["without"].startswith(" made them.\n")
     assert "</s>" not in written["without"]
 
 

@@ -49,8 +49,8 @@ class Train:
     eval_split: float = option(0.0, "Hold out this share of the data and measure the loss on it.", group=_DATA)
     text_field: str = option("text", "Field or column that holds the text.", group=_DATA, metavar="NAME")
     eos: str | None = option(
-        None, "Token that ends answers which end in none at which the model stops; OUT's generation_config.json gets "
-        "it.", group=_DATA, metavar="TOKEN",
+        None, "Token to end answers with where they end in none that stops the model; OUT's generation_config.json "
+        "names it too.", group=_DATA, metavar="TOKEN",
     )  # fmt: skip
     seq_len: int = option(1024, "Tokens of a sequence; documents are packed into them.", group=_DATA)
     shuffle: int = option(1024, "Sequences to shuffle among; 0 keeps the order.", group=_DATA, metavar="N")
