@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.measure import UPCYCLE
 from upcycle.adapters.load import attached
 from upcycle.pipeline.locate import locate
+from upcycle.text.encode import Encoder
 from upcycle.text.stream import held_out_blocks
 
 KINDS = {"experts": (), "single LoRA": ("--baseline", "single-lora")}
@@ -44,7 +45,7 @@ def split(domains: dict[str, Path], directory: Path) -> dict[str, tuple[Path, Pa
 def held_out_loss(model: torch.nn.Module, base: Path, text: Path, length: int) -> float:
     """Return the mean loss of a text's tokens, in nats."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    blocks = held_out_blocks([str(text)], tokenizer, seq_len=length, seed=0, fraction=None, limit=SEQUENCES)
+    blocks = held_out_blocks([str(text)], Encoder(tokenizer), seq_len=length, seed=0, fraction=None, limit=SEQUENCES)
     total, count = 0.0, 0
     for block in blocks:
         ids_T, positions_T = (torch.as_tensor(part).long() for part in (block.ids_T, block.position_T))

@@ -99,6 +99,7 @@ def _write_text(directory: Path, size: Size) -> None:
     import numpy as np
     from transformers import AutoTokenizer
 
+    from upcycle.text.encode import Encoder
     from upcycle.text.stream import BlockStream
 
     count = MOST_STEPS * size.batch_size
@@ -109,7 +110,7 @@ def _write_text(directory: Path, size: Size) -> None:
     text = directory / TEXT
     text.write_text("\n".join(" ".join(line) for line in drawn), encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(directory / DENSE)
-    stream = BlockStream([str(text)], tokenizer, seq_len=size.seq_len, seed=0, shuffle=0)
+    stream = BlockStream([str(text)], Encoder(tokenizer), seq_len=size.seq_len, seed=0, shuffle=0)
     blocks = [stream.next() for _ in range(count)]
     if any((block.position_T[1:] == 0).any() for block in blocks) or max(stream.epochs):
         raise SystemExit("the text is too short: a document ends in a block")

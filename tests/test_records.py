@@ -215,7 +215,8 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     "long number": ("a.jsonl", b"9" * 5000, "{path}:1: not valid JSON (Exceeds the limit"),
     "other fields": (
         "a.jsonl", GOOD + b'{"title": 1, "body": 2}\n',
-        "{path}:2: no text in it; found the fields title, body, expected text, or messages, or prompt and completion",
+        "{path}:2: no text in it; found the fields title, body, expected text, or messages, or conversations, "
+        "or prompt and completion, or instruction and output; --text-field",
     ),
     "no fields": ("a.jsonl", b"{}\n", "{path}:1: no text in it; found no field"),
     "half a pair": ("a.jsonl", b'{"prompt": "a"}\n', "{path}:1: no text in it; found the fields prompt"),

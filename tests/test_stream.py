@@ -19,6 +19,7 @@ from tests.hub.server import Hub
 from upcycle.errors import CheckpointError, InputError
 from upcycle.text import documents, files, sources
 from upcycle.text.draw import SHUFFLE, draw
+from upcycle.text.encode import Encoder
 from upcycle.text.pack import Block
 from upcycle.text.state import StreamState
 from upcycle.text.stream import BlockStream, held_out_blocks
@@ -119,7 +120,7 @@ def test_going_on_is_exact(kind: str, shuffle: int, tokenizer: Any, tmp_path: Pa
     names = make(kind, tmp_path)
 
     def begin() -> BlockStream:
-        return BlockStream(names, tokenizer, seq_len=T, seed=3, shuffle=shuffle, held_out=0.1)
+        return BlockStream(names, Encoder(tokenizer), seq_len=T, seed=3, shuffle=shuffle, held_out=0.1)
 
     stream = begin()
     saved: dict[int, StreamState] = {}
@@ -137,7 +138,7 @@ def test_going_on_is_exact(kind: str, shuffle: int, tokenizer: Any, tmp_path: Pa
 
 
 def test_going_on_in_the_same_process(tokenizer: Any, tmp_path: Path) -> None:
-    stream = BlockStream(make("jsonl", tmp_path), tokenizer, seq_len=T, seed=3, shuffle=10)
+    stream = BlockStream(make("jsonl", tmp_path), Encoder(tokenizer), seq_len=T, seed=3, shuffle=10)
     take(stream, 5)
     state = stream.state()
     blocks = take(stream, 100)
@@ -147,7 +148,7 @@ def test_going_on_in_the_same_process(tokenizer: Any, tmp_path: Path) -> None:
 
 
 def test_a_state_refers_to_blocks_and_copies_none(tokenizer: Any, tmp_path: Path) -> None:
-    stream = BlockStream(make("jsonl", tmp_path), tokenizer, seq_len=T, seed=3, shuffle=20)
+    stream = BlockStream(make("jsonl", tmp_path), Encoder(tokenizer), seq_len=T, seed=3, shuffle=20)
     stream.next()
     one, two = stream.state(), stream.state()
     assert one.sources[0].buffer[0] is two.sources[0].buffer[0]
@@ -160,13 +161,13 @@ def test_what_lies_before_the_place_is_not_read(
     """Damage it: of a file that can be sought, nobody notices, but for the start that is remembered."""
     monkeypatch.setattr(sources, "EDGE", 0)
     (name,) = make(kind, tmp_path)
-    stream = BlockStream([name], tokenizer, seq_len=T, seed=3, shuffle=0)
+    stream = BlockStream([name], Encoder(tokenizer), seq_len=T, seed=3, shuffle=0)
     take(stream, 25)
     state = stream.state()
     blocks = take(stream, 10)
     with Path(name).open("r+b") as file:
         file.write(b"\xff" * 100)
-    again = BlockStream([name], tokenizer, seq_len=T, seed=3, shuffle=0)
+    again = BlockStream([name], Encoder(tokenizer), seq_len=T, seed=3, shuffle=0)
     again.restore(state)
     assert take(again, 10) == blocks
 
@@ -174,7 +175,7 @@ def test_what_lies_before_the_place_is_not_read(
 def test_what_waits_is_kept_as_it_is(tokenizer: Any, tmp_path: Path) -> None:
     """At the end of an epoch several documents wait, pieces of one among them."""
     (tmp_path / "a.txt").write_text("\n".join(WORDS[:40]))
-    stream = BlockStream([str(tmp_path / "a.txt")], tokenizer, seq_len=100, seed=3)
+    stream = BlockStream([str(tmp_path / "a.txt")], Encoder(tokenizer), seq_len=100, seed=3)
     stream.next()
     state = stream.state()
     state.to_files(tmp_path)
@@ -188,34 +189,35 @@ def test_what_waits_is_kept_as_it_is(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_data_that_changed(tokenizer: Any, tmp_path: Path) -> None:
     (name,) = make("directory", tmp_path)
-    state = BlockStream([name], tokenizer, seq_len=T, seed=3).state()
+    state = BlockStream([name], Encoder(tokenizer), seq_len=T, seed=3).state()
     with (Path(name) / "a.txt").open("a") as file:
         file.write("more")
     message = r"the data changed since the checkpoint; found a\.txt \(\d+ bytes\), expected a\.txt \(\d+ bytes\); put"
     with pytest.raises(InputError, match=message):
-        BlockStream([name], tokenizer, seq_len=T, seed=3).restore(state)
+        BlockStream([name], Encoder(tokenizer), seq_len=T, seed=3).restore(state)
     (Path(name) / "a.txt").unlink()
     with pytest.raises(InputError, match=r"found nothing, expected a\.txt"):
-        BlockStream([name], tokenizer, seq_len=T, seed=3).restore(state)
+        BlockStream([name], Encoder(tokenizer), seq_len=T, seed=3).restore(state)
 
 
 @pytest.mark.parametrize("field", ["seed", "seq_len", "shuffle", "held_out", "weights", "sources"])
 def test_a_place_in_another_stream(field: str, tokenizer: Any, tmp_path: Path) -> None:
     (name,) = make("jsonl", tmp_path)
-    names = [name, str(shutil.copy(name, tmp_path / "second.jsonl"))]
+    names = [name, str(tmp_path / "second.jsonl")]
+    write_rows(tmp_path / "second.jsonl", [{"text": "other words"}] * 40)
     settings: dict[str, Any] = {"seq_len": T, "seed": 3, "weights": (1, 2)}
     other = {"seed": 4, "seq_len": 8, "shuffle": 3, "held_out": 0.5, "weights": (2, 1)}
-    state = BlockStream(names, tokenizer, **settings).state()
+    state = BlockStream(names, Encoder(tokenizer), **settings).state()
     if field == "sources":
-        stream = BlockStream(names[:1], tokenizer, **settings | {"weights": (1,)})
+        stream = BlockStream(names[:1], Encoder(tokenizer), **settings | {"weights": (1,)})
     else:
-        stream = BlockStream(names, tokenizer, **settings | {field: other[field]})
+        stream = BlockStream(names, Encoder(tokenizer), **settings | {field: other[field]})
     with pytest.raises(InputError, match=f"the checkpoint is of other data: {field}"):
         stream.restore(state)
 
 
 def test_a_damaged_checkpoint(tokenizer: Any, tmp_path: Path) -> None:
-    stream = BlockStream(make("jsonl", tmp_path), tokenizer, seq_len=T, seed=3)
+    stream = BlockStream(make("jsonl", tmp_path), Encoder(tokenizer), seq_len=T, seed=3)
     take(stream, 3)
     for name, data in [("data.json", b"{}"), ("data.json", b"{"), ("data.safetensors", b"\0" * 20)]:
         stream.state().to_files(tmp_path)
@@ -232,9 +234,9 @@ def test_a_damaged_checkpoint(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_an_epoch_has_every_block_once(tokenizer: Any, tmp_path: Path) -> None:
     names = make("jsonl", tmp_path)
-    plain = epochs(BlockStream(names, tokenizer, seq_len=T, seed=3, shuffle=0))[0]
+    plain = epochs(BlockStream(names, Encoder(tokenizer), seq_len=T, seed=3, shuffle=0))[0]
     for shuffle in (2, 10, 1000):
-        shuffled = epochs(BlockStream(names, tokenizer, seq_len=T, seed=3, shuffle=shuffle))[0]
+        shuffled = epochs(BlockStream(names, Encoder(tokenizer), seq_len=T, seed=3, shuffle=shuffle))[0]
         assert shuffled != plain
         assert Counter(shuffled) == Counter(plain)
 
@@ -243,7 +245,7 @@ def test_in_order_the_blocks_are_the_text(tokenizer: Any, tmp_path: Path) -> Non
     """Also over the end of an epoch: the tokens that were left over open the next one."""
     names = make("jsonl", tmp_path)
     ids = [id for row in texts(25) for id in [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]]
-    stream = BlockStream(names, tokenizer, seq_len=T, seed=3, shuffle=0)
+    stream = BlockStream(names, Encoder(tokenizer), seq_len=T, seed=3, shuffle=0)
     count = 2 * len(ids) // T
     seen = np.concatenate([stream.next().ids_T for _ in range(count)]).tolist()
     assert seen == (ids * 2)[: count * T]
@@ -253,7 +255,7 @@ def test_every_epoch_has_an_order_of_its_own(tokenizer: Any, tmp_path: Path) -> 
     """Every document fills a block, so that all epochs have the same blocks."""
     rows = [{"text": tokenizer.decode([300 + number]) * (T - 1)} for number in range(40)]
     write_rows(tmp_path / "a.jsonl", [row for row in rows if len(tokenizer(row["text"])["input_ids"]) == T - 1])
-    first, second = epochs(BlockStream([str(tmp_path)], tokenizer, seq_len=T, seed=3, shuffle=1000), 2)
+    first, second = epochs(BlockStream([str(tmp_path)], Encoder(tokenizer), seq_len=T, seed=3, shuffle=1000), 2)
     assert len(first) > 20
     assert sorted(first) == sorted(second)
     assert first != second
@@ -263,7 +265,7 @@ def test_the_order_is_the_seeds(tokenizer: Any, tmp_path: Path, monkeypatch: pyt
     names = make("mixture", tmp_path)
 
     def blocks(seed: int) -> list[tuple[bytes, bytes, bytes]]:
-        return take(BlockStream(names, tokenizer, seq_len=T, seed=seed, shuffle=5), 60)
+        return take(BlockStream(names, Encoder(tokenizer), seq_len=T, seed=seed, shuffle=5), 60)
 
     before = blocks(3)
     assert blocks(4) != before
@@ -291,7 +293,7 @@ def test_weights_are_shares_of_tokens(
     for number, letter in enumerate("xyz"):
         write_rows(tmp_path / f"{letter}.jsonl", [{"text": letter * 40}] * (10 + 10 * number))
         names.append(str(tmp_path / f"{letter}.jsonl"))
-    stream = BlockStream(names, tokenizer, seq_len=T, seed=0, weights=weights, shuffle=4)
+    stream = BlockStream(names, Encoder(tokenizer), seq_len=T, seed=0, weights=weights, shuffle=4)
     letters = Counter(tokenizer.decode(stream.next().ids_T).replace("</s>", "")[0] for _ in range(2000))
     for letter, share in zip("xyz", shares, strict=True):  # 4 standard deviations are 0.044
         assert letters[letter] / 2000 == pytest.approx(share, abs=0.044)
@@ -301,7 +303,7 @@ def test_weights_are_shares_of_tokens(
 def test_a_block_is_of_one_source(tokenizer: Any, tmp_path: Path) -> None:
     for letter in "xy":
         write_rows(tmp_path / f"{letter}.jsonl", [{"text": letter * 7}] * 50)
-    stream = BlockStream([str(tmp_path / f"{letter}.jsonl") for letter in "xy"], tokenizer, seq_len=T, seed=0)
+    stream = BlockStream([str(tmp_path / f"{letter}.jsonl") for letter in "xy"], Encoder(tokenizer), seq_len=T, seed=0)
     for _ in range(50):
         assert len(set(tokenizer.decode(stream.next().ids_T).replace("</s>", ""))) == 1
 
@@ -317,9 +319,11 @@ def test_a_document_is_on_one_side(kind: str, tokenizer: Any, tmp_path: Path) ->
         ids = np.frombuffer(b"".join(block[0] for block in blocks), np.int32)
         return {text for text in tokenizer.decode(ids).split("</s>") if text}
 
-    every = documents_of(epochs(BlockStream(names, tokenizer, seq_len=2, seed=3, shuffle=0))[0])
-    trained = documents_of(epochs(BlockStream(names, tokenizer, seq_len=2, seed=3, shuffle=0, held_out=0.3))[0])
-    held = held_out_blocks(names, tokenizer, seq_len=2, seed=3, fraction=0.3, limit=10**6)
+    every = documents_of(epochs(BlockStream(names, Encoder(tokenizer), seq_len=2, seed=3, shuffle=0))[0])
+    trained = documents_of(
+        epochs(BlockStream(names, Encoder(tokenizer), seq_len=2, seed=3, shuffle=0, held_out=0.3))[0]
+    )
+    held = held_out_blocks(names, Encoder(tokenizer), seq_len=2, seed=3, fraction=0.3, limit=10**6)
     measured = documents_of([flat(block) for block in held])
     assert trained
     assert measured
@@ -331,16 +335,16 @@ def test_pieces_of_a_text_are_on_one_side(tokenizer: Any, tmp_path: Path) -> Non
     """No word is on both sides, and after a hole the text begins anew: nothing is asked for across it."""
     path = tmp_path / "a.txt"
     path.write_text("\n".join(f"{number:05d}" for number in range(3000)))
-    stream = BlockStream([str(path)], tokenizer, seq_len=2, seed=3, shuffle=0, held_out=0.3)
+    stream = BlockStream([str(path)], Encoder(tokenizer), seq_len=2, seed=3, shuffle=0, held_out=0.3)
     one = tokenizer.decode(np.frombuffer(b"".join(block[0] for block in epochs(stream)[0]), np.int32))
-    held = held_out_blocks([str(path)], tokenizer, seq_len=2, seed=3, fraction=0.3, limit=10**6)
+    held = held_out_blocks([str(path)], Encoder(tokenizer), seq_len=2, seed=3, fraction=0.3, limit=10**6)
     two = tokenizer.decode(np.concatenate([block.ids_T for block in held]))
     trained, measured = (set(text.replace("</s>", "").split()) for text in (one, two))
     assert not trained & measured
     assert 0.15 < len(measured) / 3000 < 0.45
     assert len(trained | measured) == 3000
 
-    stream = BlockStream([str(path)], tokenizer, seq_len=8000, seed=3, shuffle=0, held_out=0.3)
+    stream = BlockStream([str(path)], Encoder(tokenizer), seq_len=8000, seed=3, shuffle=0, held_out=0.3)
     block = stream.next()
     starts = np.flatnonzero(block.position_T == 0)
     assert len(starts) > 5
@@ -356,8 +360,10 @@ def test_all_sources_are_measured_in_turn(tokenizer: Any, tmp_path: Path) -> Non
     for letter, count in (("x", 2), ("y", 30)):
         write_rows(tmp_path / f"{letter}.jsonl", [{"text": letter * 40}] * count)
     names = [str(tmp_path / f"{letter}.jsonl") for letter in "xy"]
-    lone = [len(held_out_blocks([name], tokenizer, seq_len=T, seed=0, fraction=None, limit=16)) for name in names]
-    blocks = held_out_blocks(names, tokenizer, seq_len=T, seed=0, fraction=None, limit=16)
+    lone = [
+        len(held_out_blocks([name], Encoder(tokenizer), seq_len=T, seed=0, fraction=None, limit=16)) for name in names
+    ]
+    blocks = held_out_blocks(names, Encoder(tokenizer), seq_len=T, seed=0, fraction=None, limit=16)
     letters = "".join(tokenizer.decode(block.ids_T).replace("</s>", "")[0] for block in blocks)
     assert lone[0] < 8
     assert letters == ("xy" * lone[0] + "y" * 16)[:16]
@@ -366,7 +372,7 @@ def test_all_sources_are_measured_in_turn(tokenizer: Any, tmp_path: Path) -> Non
 def test_the_last_block_is_padded(tokenizer: Any, tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "In the beginning"}])
     ids = [*tokenizer("In the beginning")["input_ids"], tokenizer.eos_token_id]
-    (block,) = held_out_blocks([str(tmp_path)], tokenizer, seq_len=T, seed=0, fraction=None, limit=9)
+    (block,) = held_out_blocks([str(tmp_path)], Encoder(tokenizer), seq_len=T, seed=0, fraction=None, limit=9)
     count, eos = len(ids), tokenizer.eos_token_id
     assert block.ids_T.tolist() == ids + [eos] * (T - count)
     assert block.target_T.tolist() == [False] + [True] * (count - 1) + [False] * (T - count)
@@ -376,7 +382,7 @@ def test_the_last_block_is_padded(tokenizer: Any, tmp_path: Path) -> None:
 def test_nothing_is_held_out(tokenizer: Any, tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", texts(3))
     with pytest.raises(InputError, match="no text to measure the loss on; a larger --eval-split"):
-        held_out_blocks([str(tmp_path)], tokenizer, seq_len=T, seed=0, fraction=0.0001, limit=9)
+        held_out_blocks([str(tmp_path)], Encoder(tokenizer), seq_len=T, seed=0, fraction=0.0001, limit=9)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -385,20 +391,20 @@ def test_nothing_is_held_out(tokenizer: Any, tmp_path: Path) -> None:
 def test_too_short(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("In the beginning")
     count = len(tokenizer("In the beginning")["input_ids"]) + 1
-    stream = BlockStream([str(tmp_path)], tokenizer, seq_len=count + 1, seed=0)
+    stream = BlockStream([str(tmp_path)], Encoder(tokenizer), seq_len=count + 1, seed=0)
     message = (
         f"{tmp_path}: the text is too short; found {count} tokens, expected at least one sequence of {count + 1}; a"
     )
     with pytest.raises(InputError, match=message):
         stream.next()
-    stream = BlockStream([str(tmp_path)], tokenizer, seq_len=count, seed=0)
+    stream = BlockStream([str(tmp_path)], Encoder(tokenizer), seq_len=count, seed=0)
     assert take(stream, 1) == take(stream, 1)
 
 
 def test_files_are_missed_before_any_is_read(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n")
     with pytest.raises(InputError, match=r"b\.txt: no such file"):
-        BlockStream([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], tokenizer, seq_len=T, seed=0)
+        BlockStream([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], Encoder(tokenizer), seq_len=T, seed=0)
 
 
 def test_an_error_names_the_line(tokenizer: Any, tmp_path: Path) -> None:
@@ -406,7 +412,7 @@ def test_an_error_names_the_line(tokenizer: Any, tmp_path: Path) -> None:
     write_rows(path, texts(25))
     with path.open("a") as file:
         file.write("what is this\n")
-    stream = BlockStream([str(path)], tokenizer, seq_len=T, seed=0, shuffle=1000)
+    stream = BlockStream([str(path)], Encoder(tokenizer), seq_len=T, seed=0, shuffle=1000)
     with pytest.raises(InputError, match=r"a\.jsonl:26: not valid JSON"):
         stream.next()
 
@@ -417,11 +423,12 @@ STREAM = """
 from pathlib import Path
 from transformers import AutoTokenizer
 from upcycle.errors import InputError
+from upcycle.text.encode import Encoder
 from upcycle.text.stream import BlockStream
 from upcycle.text.state import StreamState
 
 def begin(name="org/books"):
-    return BlockStream([name], AutoTokenizer.from_pretrained({tiny!r}), seq_len=16, seed=3, shuffle=10)
+    return BlockStream([name], Encoder(AutoTokenizer.from_pretrained({tiny!r})), seq_len=16, seed=3, shuffle=10)
 """
 
 GO_ON = """
@@ -466,7 +473,7 @@ def test_a_data_set_on_the_hub(data_hub: Hub, client: Client, tokenizer: Any, tm
     data_hub.repo("org/wrong", {"train.jsonl": b'{"body": 1}\n'})
     out = client.python(STREAM.format(tiny=str(DATA / "tiny")) + GO_ON + REFUSE)
     blocks, *messages = out.splitlines()
-    local = BlockStream([str(tmp_path / "train.jsonl")], tokenizer, seq_len=T, seed=3, shuffle=10)
+    local = BlockStream([str(tmp_path / "train.jsonl")], Encoder(tokenizer), seq_len=T, seed=3, shuffle=10)
     assert json.loads(blocks) == [local.next().ids_T.tolist() for _ in json.loads(blocks)]
     assert [message.partition(";")[0] for message in messages] == [
         "org/books:other: the data set cannot be read (BuilderConfig 'other' not found. Available: ['default'])",
@@ -482,20 +489,56 @@ def test_the_hub_is_not_asked_offline(tokenizer: Any) -> None:
     with pytest.raises(
         InputError, match=r"^org/books: the data set cannot be read \(.*\(OfflineModeIsEnabled\)\); it was"
     ):
-        BlockStream(["org/books"], tokenizer, seq_len=T, seed=0)
+        BlockStream(["org/books"], Encoder(tokenizer), seq_len=T, seed=0)
 
 
 def test_changed_data_of_the_same_size_is_noticed(tokenizer: Any, tmp_path: Path) -> None:
     (name,) = make("jsonl", tmp_path)
-    state = BlockStream([name], tokenizer, seq_len=T, seed=3).state()
+    state = BlockStream([name], Encoder(tokenizer), seq_len=T, seed=3).state()
     text = Path(name).read_text()
     Path(name).write_text(text.replace("e", "x", 1))
     with pytest.raises(InputError, match="the data changed since the checkpoint"):
-        BlockStream([name], tokenizer, seq_len=T, seed=3).restore(state)
+        BlockStream([name], Encoder(tokenizer), seq_len=T, seed=3).restore(state)
 
 
-def test_a_file_in_two_sources_cannot_be_held_out(tokenizer: Any, tmp_path: Path) -> None:
+def same_file(way: str, path: Path) -> str:
+    """Another name of a file."""
+    other = path.with_name("other.jsonl")
+    if way == "name":
+        return str(path)
+    if way == "directory":
+        return str(path.parent)
+    if way == "copy":
+        shutil.copy(path, other)
+    else:
+        (other.hardlink_to if way == "hard link" else other.symlink_to)(path)
+    return str(other)
+
+
+@pytest.mark.parametrize("way", ["name", "hard link", "symbolic link", "copy", "directory"])
+def test_a_file_that_is_in_the_data_twice(
+    way: str, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told; where a part is held out, that part would be trained on, which is refused; so is measuring on it."""
     (name,) = make("jsonl", tmp_path)
-    BlockStream([name, name], tokenizer, seq_len=T, seed=3)
-    with pytest.raises(InputError, match="is in two sources"):
-        BlockStream([name, name], tokenizer, seq_len=T, seed=3, held_out=0.1)
+    other = same_file(way, Path(name))
+    twice = BlockStream([name, other], Encoder(tokenizer), seq_len=T, seed=3)
+    assert "both are trained on, its text twice as often as other" in caplog.text
+    assert twice.next().ids_T.shape == (T,)
+    with pytest.raises(InputError, match="is in the data twice, so that text held out of one is trained on"):
+        BlockStream([name, other], Encoder(tokenizer), seq_len=T, seed=3, held_out=0.1)
+    stream = BlockStream([name], Encoder(tokenizer), seq_len=T, seed=3)
+    measure: dict[str, Any] = {"seq_len": T, "seed": 3, "fraction": None, "limit": 4, "trained": stream}
+    with pytest.raises(InputError, match=r"is trained on too.* as .*a\.jsonl in --data; take it out of --data"):
+        held_out_blocks([other], Encoder(tokenizer), **measure)
+
+
+def test_files_of_one_size_are_other_files(tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Equal at both ends, and not in the middle."""
+    names = [str(tmp_path / f"{letter}.txt") for letter in "xy"]
+    for name in names:
+        Path(name).write_text("a " * 50_000 + Path(name).stem + " a" * 50_000)
+    stream = BlockStream(names[:1], Encoder(tokenizer), seq_len=T, seed=3, held_out=0.5)
+    BlockStream(names, Encoder(tokenizer), seq_len=T, seed=3, held_out=0.5)
+    assert held_out_blocks(names[1:], Encoder(tokenizer), seq_len=T, seed=3, fraction=None, limit=4, trained=stream)
+    assert caplog.text == ""

@@ -148,11 +148,12 @@ def test_metrics_say_what_happened(one_go: Path) -> None:
 
 def test_the_first_loss_is_the_models(one_go: Path, moe: Path, text: Path) -> None:
     """Step 1's loss, taken anew by stock transformers from the same sequences."""
+    from upcycle.text.encode import Encoder
     from upcycle.text.stream import BlockStream
     from upcycle.train.batches import as_tensors
 
     tokenizer = AutoTokenizer.from_pretrained(moe)
-    stream = BlockStream([str(text)], tokenizer, seq_len=64, seed=0)
+    stream = BlockStream([str(text)], Encoder(tokenizer), seq_len=64, seed=0)
     model = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32)
     with torch.no_grad():
         inputs = as_tensors([stream.next() for _ in range(BATCH)])

@@ -39,7 +39,9 @@ def test_start_step_goes_on_with_the_schedule_of_an_earlier_run(moe: Path, text:
 
 
 def test_the_held_out_loss_is_that_of_stock_transformers(moe: Path, text: Path, tmp_path: Path) -> None:
-    out = run_train(moe, tmp_path / "out", text, max_steps=2, eval_data=(str(text),), eval_sequences=8, eval_every=1)
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[::-1])
+    out = run_train(moe, tmp_path / "out", other, max_steps=2, eval_data=(str(text),), eval_sequences=8, eval_every=1)
     every = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in every] == [0, 1, 2]
     assert all(line["eval_loss"] > 0 for line in every)
@@ -60,13 +62,14 @@ def test_held_out_text_is_not_trained_on(moe: Path, text: Path, tmp_path: Path) 
 
 def test_a_chat_is_trained_on_its_answers(smollm2: Path, tmp_path: Path) -> None:
     """The share of tokens that the loss asks for: the answers of one conversation, nothing of the questions."""
+    from upcycle.text.encode import Encoder
     from upcycle.text.stream import BlockStream
 
     chat = [{"role": "user", "content": "Name a colour. " * 20}, {"role": "assistant", "content": "Blue."}]
     path = tmp_path / "chat.jsonl"
     path.write_text((json.dumps({"messages": chat}) + "\n") * 8)
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    block = BlockStream([str(path)], tokenizer, seq_len=128, seed=0, shuffle=0).next()
+    block = BlockStream([str(path)], Encoder(tokenizer), seq_len=128, seed=0, shuffle=0).next()
     asked = tokenizer.decode(block.ids_T[block.target_T])
     assert asked.count("Blue.<|im_end|>") == asked.count("Blue") >= 1
     assert "colour" not in asked

@@ -40,8 +40,9 @@ class Train(Request["Trained"]):
 
     base: str | None = option(None, "The model of an adapter, if it has moved.", metavar="MODEL", recorded=False)
     data: tuple[str, ...] = option(
-        (), "Text to train on: .txt, .jsonl (text, messages, or prompt and completion), .parquet, a directory of "
-        "those, or a Hub data set ORG/NAME[:CONFIG[:SPLIT]] (repeat for a mixture).", group=_DATA, metavar="SOURCE",
+        (), "Text to train on: .txt, .jsonl (text, messages, conversations, prompt and completion, or instruction and "
+        "output), .parquet, a directory of those, or a Hub data set ORG/NAME[:CONFIG[:SPLIT]] (repeat for a mixture).",
+        group=_DATA, metavar="SOURCE",
     )  # fmt: skip
     data_weight: tuple[float, ...] = option(
         (), "Share of the tokens for each --data, in their order; equal if not given.", group=_DATA, metavar="W"
@@ -49,6 +50,10 @@ class Train(Request["Trained"]):
     eval_data: tuple[str, ...] = option((), "Text to measure the loss on.", group=_DATA, metavar="SOURCE")
     eval_split: float = option(0.0, "Hold out this share of the data and measure the loss on it.", group=_DATA)
     text_field: str = option("text", "Field or column that holds the text.", group=_DATA, metavar="NAME")
+    eos: str | None = option(
+        None, "Token to end answers with where they end in none that stops the model; OUT's generation_config.json "
+        "names it too.", group=_DATA, metavar="TOKEN",
+    )  # fmt: skip
     seq_len: int = option(1024, "Tokens of a sequence; documents are packed into them.", group=_DATA)
     shuffle: int = option(1024, "Sequences to shuffle among; 0 keeps the order.", group=_DATA, metavar="N")
     seed: int = option(0, "Seed of the order of the data, of dropout and of LoRA's start.", group=_DATA)

@@ -1,1 +1,1 @@
-"""Files and data sets to documents to token blocks."""
+"""Reads files and data sets, turns their records into tokens, and packs these into training sequences."""

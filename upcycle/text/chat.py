@@ -1,84 +1,167 @@
-"""Conversations as one text, and where in it the assistant speaks."""
+"""Writes conversations as text, by the chat template of a tokenizer, and tells where in it the assistant answers."""
 
 import re
+from collections.abc import Callable, Iterable
+from datetime import date
 from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from upcycle.errors import InputError
+from upcycle.text.answers import Answers, Messages, NotFoundError, Span
+from upcycle.text.records import Chat
 
-Span = tuple[int, int]
-"""First character and the one after the last."""
+TODAY = date(2024, 7, 26)
+"""The day that templates are told it is: of every day the same, so that a run that is resumed reads the same text.
+
+It is the day that Llama 3.1's template writes where nobody tells it another.
+"""
+
+_BLANKS: tuple[dict[str, Any], ...] = ({}, {"content": None}, {"content": ""})
+"""What a message without content may have in its place."""
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_DATES = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class ChatRenderer:
-    """A tokenizer's chat template.
+    """A tokenizer's chat template at work.
 
-    A template that marks the answers itself ({% generation %}) is taken at its word. With any other, an answer is what
-    the conversation up to it has more than the prompt that asks for it, so that it is exactly what the model writes
-    when it is used: the text, and the token that ends the turn, but not the line break that follows that.
+    The answers are found by `upcycle.text.answers`; where a template marks them itself ({% generation %}), only what
+    is within its marks counts.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Take the template of `tokenizer`; one that has none is told only when there is a conversation."""
-        self.tokenizer = tokenizer
-        self.has_template = bool(tokenizer.chat_template)
-        self.marked = self.has_template and bool(_MARKED.search(tokenizer.get_chat_template()))
-        tokens = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
-        self.ends = tuple(token for token in tokens if token.strip())
+    def __init__(self, tokenizer: Any, say: Callable[[str], None], stops: Iterable[int] = ()) -> None:
+        """Take the template of `tokenizer`; that it has none is an error only when there is a conversation.
 
-    def render(self, messages: list[dict[str, Any]], where: str) -> tuple[str, list[Span]]:
+        `say` is told what people should know of the template, and repeats nothing. The model stops at `stops`.
+        """
+        self.tokenizer, self.say = tokenizer, say
+        self.has_template = bool(tokenizer.chat_template)
+        tokens = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
+        self.tokens = tuple({token: None for token in tokens if token.strip()})
+        self.stops = tuple(token for token in tokenizer.convert_ids_to_tokens(sorted(stops)) if token in self.tokens)
+        self._templates: dict[bool, str] = {}
+
+    def render(self, chat: Chat, where: str) -> tuple[str, list[Span]]:
         """Return the text of a conversation and its answers; raise InputError when the template cannot tell them."""
         if not self.has_template:
             hint = (
                 "`upcycle convert --chat-template FILE` gives it one; or take a model that has one (-Instruct, -Chat)"
             )
             raise InputError("the tokenizer has no chat template for messages", where=where, hint=hint)
+        template = self._template(bool(chat.tools))
+
         try:
-            return self._marked(messages) if self.marked else self._compared(messages, where)
-        except InputError:
-            raise
+            answers = self._answers(chat, template)
+            marks = self._marks(answers.messages, chat, template) if _MARKED.search(template) else None
         except Exception as error:  # of templates, which raise what they like, and of jinja
             raise InputError(f"the chat template refuses the conversation ({error})", where=where) from error
+        self._tell_what_is_missing(chat, answers.text)
+        return answers.text, _spans(answers, chat, marks, where)
 
-    def _marked(self, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
-        # Not `apply_chat_template(return_assistant_tokens_mask=True)`: where the last character of an answer belongs to
-        # no token's offsets (a space, with `trim_offsets`), its mask goes on to the end of the conversation.
-        texts, spans = render_jinja_template(
+    def _answers(self, chat: Chat, template: str) -> Answers:
+        """The conversation, written; raises what the template raises.
+
+        Of a call of a tool some templates want no content, some null, some an empty text.
+        """
+
+        def write(messages: Messages, *, prompt: bool = False) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tools=chat.tools, chat_template=template, tokenize=False, add_generation_prompt=prompt
+                )
+            )
+
+        whole = all("content" in message for message in chat.messages)
+        refusals: list[Exception] = []
+        for blank in _BLANKS[:1] if whole else _BLANKS:
+            try:
+                return Answers(write, [{**blank, **one} for one in chat.messages], self.tokens, self.stops)
+            except Exception as error:
+                refusals.append(error)
+        raise refusals[0]
+
+    def _template(self, tools: bool) -> str:
+        """The template for conversations with or without tools, which writes `TODAY` for today."""
+        if tools not in self._templates:
+            template = str(self.tokenizer.get_chat_template(tools=[{}] if tools else None))
+            self._templates[tools] = self._dated(template)
+        return self._templates[tools]
+
+    def _dated(self, template: str) -> str:
+        """A template in which `strftime_now`, which transformers gives it, is a macro that knows one day only."""
+        formats = {found[2] for found in _DATES.finditer(template)}
+        if not formats:
+            return template
+        self.say(
+            f"the chat template writes the date: it is told that today is {TODAY}, so that a run that is resumed on "
+            "another day reads the same text"
+        )
+        days = {form: TODAY.strftime(form) for form in sorted(formats)}
+        return f"{{% macro strftime_now(form) %}}{{{{ {days!r}[form] }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+
+    def _marks(self, messages: Messages, chat: Chat, template: str) -> list[Span]:
+        """What the template marks as answers.
+
+        Not `apply_chat_template(return_assistant_tokens_mask=True)`: where the last character of an answer belongs to
+        no token's offsets (a space, with `trim_offsets`), its mask goes on to the end of the conversation.
+        """
+        _, spans = render_jinja_template(
             [messages],
-            chat_template=self.tokenizer.get_chat_template(),
+            tools=chat.tools,
+            chat_template=template,
             return_assistant_tokens_mask=True,
             **self.tokenizer.special_tokens_map,
         )
-        return texts[0], [(start, end) for start, end in spans[0]]
+        return [(start, end) for start, end in spans[0]]
 
-    def _compared(self, messages: list[dict[str, Any]], where: str) -> tuple[str, list[Span]]:
-        whole = self._text(messages)
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before = self._text(messages[:number], prompt=True)
-                until = self._text(messages[: number + 1]) if number + 1 < len(messages) else whole
-                if not (whole.startswith(until) and until.startswith(before)):
-                    raise _ambiguous(where, number)
-                spans.append((len(before), len(before) + self._length(until[len(before) :])))
-        return whole, spans
+    def _tell_what_is_missing(self, chat: Chat, text: str) -> None:
+        """Say when the template leaves out what people think they train on."""
+        if any(message["role"] == "system" and not _is_in(message, text) for message in chat.messages[:-1]):
+            self.say("the chat template leaves the system message out of conversations that are answered")
+        last = chat.messages[-1]
+        if last["role"] == "assistant" and "</think>" in last.get("content", "") and not _is_in(last, text):
+            self.say("the chat template leaves the reasoning before </think> out of answers")
+        if not all(_name_of(tool) in text for tool in chat.tools or ()):
+            self.say("the chat template leaves the tools out")
 
-    def _text(self, messages: list[dict[str, Any]], *, prompt: bool = False) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
 
-    def _length(self, answer: str) -> int:
-        """Characters of an answer up to the token that ends the turn; all of them where no special token does."""
-        stripped = answer.rstrip()
-        return len(stripped) if stripped.endswith(self.ends) else len(answer)
+def _spans(answers: Answers, chat: Chat, marks: list[Span] | None, where: str) -> list[Span]:
+    """Where the answers are that the loss asks for; with `marks`, what of them the template has marked."""
+    spans: list[Span] = []
+    for number, message in enumerate(chat.messages):
+        if message["role"] != "assistant" or number in chat.skipped:
+            continue
+        try:
+            span = answers.find(number)
+        except NotFoundError:
+            if marks and not chat.skipped:
+                return marks
+            raise _ambiguous(where, number) from None
+        spans += [span] if marks is None else [both for mark in marks if (both := _overlap(span, mark))]
+    return spans
+
+
+def _overlap(first: Span, second: Span) -> Span | None:
+    start, end = max(first[0], second[0]), min(first[1], second[1])
+    return (start, end) if start < end else None
+
+
+def _is_in(message: dict[str, Any], text: str) -> bool:
+    """Whether a template has written all of a message, whatever it did to white space."""
+    return "".join(message["content"].split()) in "".join(text.split())
+
+
+def _name_of(tool: dict[str, Any]) -> str:
+    function = tool.get("function", tool)
+    return str(function.get("name", "")) if isinstance(function, dict) else ""
 
 
 def _ambiguous(where: str, number: int) -> InputError:
     return InputError(
-        f"the chat template does not tell where message {number + 1} begins and ends: it writes the conversation up to "
-        "there in another way when more follows",
+        f"the chat template does not tell where message {number + 1} begins and ends: it leaves it out, or writes what "
+        "is around it in another way when the message changes",
         where=where,
         hint="a template with {% generation %} says so itself; or split the conversation, so that it has one answer",
     )

@@ -1,4 +1,4 @@
-"""A source to tokens, document by document, from any place in it."""
+"""Turns the records of a source into tokenised documents, from any place in the source on."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,14 +7,14 @@ from upcycle.text.encode import Document, Encoder
 from upcycle.text.records import Cursor, Record, Source, Text
 
 BATCH_SIZE, BATCH_RECORDS = 2**19, 256
-"""Characters and records that are tokenised in one call; where a batch ends changes no token."""
+"""Characters and records that are tokenised in one call, at most; where a batch ends changes no token."""
 
 Keep = Callable[[int], bool]
-"""Which units of a source are read."""
+"""Says of the number of a record whether it is read."""
 
 
 class Documents:
-    """What one side of the held-out split sees of a source."""
+    """The documents of a source on one side of the held-out split: those to train on, or those to measure on."""
 
     def __init__(self, source: Source, encoder: Encoder, keep: Keep) -> None:
         """Read nothing yet."""
@@ -40,12 +40,12 @@ class Documents:
             yield batch
 
     def _whole(self, record: Record) -> bool:
-        """Whether nothing is missing between a record and the one before it: of a long text, a piece may be."""
+        """Whether the record before is on this side too; of a long text the piece before may be held out."""
         begins = not isinstance(record.content, Text) or record.content.starts
         return begins or self.keep(record.unit - 1)
 
 
 def training_side(seed: int, source: int, fraction: float) -> Keep:
-    """Return which units are trained on: those that are not held out."""
+    """Return the function that says which records of a source are trained on: those that are not held out."""
     held = held_out(seed, source, fraction)
     return lambda unit: not held(unit)

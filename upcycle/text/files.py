@@ -1,4 +1,4 @@
-"""Reading local files record by record: text in pieces, JSON by lines, parquet by batches of rows.
+"""Reads local files record by record: text in pieces, JSON by lines, parquet by batches of rows.
 
 Memory does not grow with the file, and every error names the file and the line or row. A reader starts at a cursor:
 bytes and row groups that lie before it are not read (but those of a .gz, which can only be unpacked from its start).
@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
 from upcycle.errors import InputError
-from upcycle.text.records import Cursor, Record, Text, content_of, missing_fields
+from upcycle.text.forms import columns_of, content_of, without_nulls
+from upcycle.text.records import Cursor, Record, Text
 
 PIECE = 2**11
-"""Bytes of a piece of text. Big enough that its edges do not count (a token or two may differ there from those of the
-text as a whole), small enough that a held-out share of a single book is near to what was asked for."""
+"""Bytes of a piece of text. Pieces are tokenised one by one, so that a token or two may differ at their edges: they are
+big enough that this does not matter, and so small that even of one book about the share asked for is held out."""
 
 MAX_LINE = 2**28
-"""Bytes of a line of JSON: a file that is no JSON lines at all shall not fill the memory before that is said."""
+"""Most bytes of a line of JSON; a file without line breaks would fill the memory before it could be refused."""
 
 ROWS = 64
-"""Rows of a parquet file that are in memory at a time; long documents have a megabyte each."""
+"""Rows of a parquet file that are in memory at a time; a long document may have a megabyte."""
 
 _CUTS = [re.compile(rb"(?s).*\S\n(?=\S)"), re.compile(rb"(?s).*\n"), re.compile(rb"(?s).*\S(?=[ \t]\S)")]
 
@@ -32,7 +33,7 @@ Reader: TypeAlias = Callable[[Path, Cursor, str], Iterator[Record]]
 
 
 def reader_of(path: Path) -> Reader | None:
-    """Return what reads files of this name, or None."""
+    """Return the function that reads files with this suffix, or None for an unknown one."""
     packed = path.suffix == ".gz"
     reader = READERS.get((Path(path.stem).suffix if packed else path.suffix).lower())
     return None if packed and reader is read_parquet else reader
@@ -107,16 +108,16 @@ def _json(text: str, where: str) -> object:
 
 
 def read_parquet(path: Path, at: Cursor, text_field: str) -> Iterator[Record]:
-    """Yield the rows of a parquet file, of which only the columns that are trained on are read."""
+    """Yield the rows of a parquet file; columns that the form of the rows does not need are not read."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
         with pq.ParquetFile(path) as file:
-            columns = _columns(file.schema_arrow.names, str(path), text_field)
+            columns = columns_of(file.schema_arrow.names, str(path), text_field)
             for number, row in enumerate(_rows(file, columns, at.offset), at.offset):
                 where, unit = f"{path}:row {number + 1}", at.unit + number - at.offset
-                content = content_of(row, where, text_field)
+                content = content_of(without_nulls(row), where, text_field)
                 yield Record(content, where, unit, Cursor(at.file, number + 1, unit=unit + 1))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"not a sound parquet file ({error})", where=path) from None
@@ -133,16 +134,9 @@ def _rows(file: Any, columns: list[str], skip: int) -> Iterator[dict[str, Any]]:
         skip = max(0, skip - batch.num_rows)
 
 
-def _columns(names: list[str], where: str, text_field: str) -> list[str]:
-    for wanted in ([text_field], ["messages"], ["prompt", "completion"]):
-        if set(wanted) <= set(names):
-            return wanted
-    raise missing_fields(names, where, text_field)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that may be packed; raise InputError when it cannot be read, then or later."""
+    """Open a file, unpacking it if it is a .gz; raise InputError when opening or reading fails."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield cast(BinaryIO, file)

@@ -1,15 +1,16 @@
-"""A data set on the Hub, streamed by `datasets`; where it comes from, its cache and its proxies are its own affair."""
+"""Streams a data set from the Hub with the library `datasets`, which also sees to caches, mirrors and proxies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 
 from upcycle.errors import InputError
-from upcycle.text.records import Cursor, Record, content_of
+from upcycle.text.forms import content_of, without_nulls
+from upcycle.text.records import Cursor, Record
 
 
 class HubSource:
-    """The rows of one split, `ORG/NAME[:CONFIG[:SPLIT]]`."""
+    """The rows of one split of a data set, named `ORG/NAME[:CONFIG[:SPLIT]]`; the split is `train` if not given."""
 
     def __init__(self, name: str, text_field: str) -> None:
         """Ask the Hub what there is; raise InputError when the data set cannot be had."""
@@ -24,7 +25,7 @@ class HubSource:
 
     def read(self, at: Cursor) -> Iterator[Record]:
         """Yield the rows after a place; raise InputError naming the row when one is wrong."""
-        rows = deepcopy(self.rows)  # a place that was once set stays set
+        rows = deepcopy(self.rows)  # load_state_dict below changes the object for good
         if at.inner:
             rows.load_state_dict(at.inner)
         number, iterator = at.unit, iter(rows)
@@ -34,7 +35,7 @@ class HubSource:
                     return
             where = f"{self.name}:row {number + 1}"
             after = Cursor(unit=number + 1, inner=rows.state_dict())
-            yield Record(content_of(row, where, self.text_field), where, number, after)
+            yield Record(content_of(without_nulls(row), where, self.text_field), where, number, after)
             number += 1
 
     @contextmanager

@@ -1,4 +1,7 @@
-"""Documents to training sequences of one length: greedy, without padding, and attention keeps to its document."""
+"""Packs documents into training sequences of one length, in their order and without padding.
+
+Positions restart with every document, by which transformers keeps attention within each document.
+"""
 
 from collections import deque
 from collections.abc import Iterable
@@ -22,14 +25,14 @@ class Block:
 
 
 class Packer:
-    """Tokens that wait to become blocks.
+    """Collects documents and cuts blocks from them.
 
-    A document goes on in the next block, where it counts as another one: its position restarts at 0, and its first
-    token there is not a target, for nothing is before it.
+    The rest of a document that does not fit goes into the next block, where it counts as another document: its
+    position restarts at 0, and its first token there is no target, for nothing comes before it.
     """
 
     def __init__(self, seq_len: int, waiting: Iterable[Document] = ()) -> None:
-        """Begin with what another packer had left."""
+        """Begin with the documents that wait, which another packer of the same stream had left."""
         self.seq_len = seq_len
         self.waiting = deque(waiting)
         self.tokens = sum(len(document.ids_T) for document in self.waiting)
@@ -45,7 +48,7 @@ class Packer:
         return self._block() if self.tokens >= self.seq_len else None
 
     def take_rest(self, padding: int) -> Block | None:
-        """Return what is left as a block, filled up with a token that is no target; None when there is no target."""
+        """Return the waiting tokens as a last block, padded with a token that is no target; None without a target."""
         if not any(document.target_T.any() for document in self.waiting):
             return None
         missing = self.seq_len - self.tokens

@@ -1,4 +1,4 @@
-"""Text to token ids."""
+"""Reads the text that models are compared on, and turns it into token ids."""
 
 from pathlib import Path
 

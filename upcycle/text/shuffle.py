@@ -1,4 +1,4 @@
-"""The blocks of one source without end, shuffled in a buffer.
+"""Gives out the blocks of one source, epoch after epoch, shuffled in a buffer.
 
 The buffer runs empty at the end of an epoch, so that every block of an epoch comes before any of the next one; only the
 last tokens, too few for a block, wait and open the next.
@@ -17,7 +17,7 @@ from upcycle.text.records import Cursor
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """Where a source is; arrays are referred to, not copied, and nobody writes to them."""
+    """The place that reading a source has come to. It shares its arrays with the stream; nobody writes to them."""
 
     files: list[list[str]]
     epoch: int = 0
@@ -49,13 +49,13 @@ class ShuffledBlocks:
         return self.buffer.pop()
 
     def state(self) -> SourceState:
-        """Return what `restore` needs."""
+        """Return the place before the next block."""
         waiting, buffer = tuple(self.packer.waiting), tuple(self.buffer)
         files = self.documents.source.files
         return SourceState(files, self.epoch, self.blocks, self.drawn, self.cursor, waiting, buffer)
 
     def restore(self, state: SourceState) -> None:
-        """Go on from there; raise InputError when the source is not what it was."""
+        """Go on from a place; raise InputError when the files of the source have changed."""
         now = self.documents.source.files
         if state.files != now:
             raise InputError(
@@ -68,7 +68,7 @@ class ShuffledBlocks:
 
     def _set(self, state: SourceState) -> None:
         self.epoch, self.blocks, self.drawn = state.epoch, state.blocks, state.drawn
-        self.ended = False  # or nothing comes after the cursor, which is soon found
+        self.ended = False  # should nothing come after the cursor, `_fill` finds out
         self.cursor, self.buffer = state.cursor, list(state.buffer)
         self.packer = Packer(self.seq_len, state.waiting)
         self.incoming: Iterator[tuple[Document, Cursor]] = self.documents.read(self.cursor)

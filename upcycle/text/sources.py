@@ -1,4 +1,4 @@
-"""What `--data` names: a file, a directory of files, or a data set on the Hub."""
+"""Opens what `--data` names: a file, a directory of files, or a data set on the Hub."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from upcycle.text.hub import HubSource
 from upcycle.text.records import Cursor, Record, Source
 
 EDGE = 2**16
-"""Bytes at either end of a file that are remembered."""
+"""Bytes at either end of a file that its hash covers."""
 
 _HUB_NAME = re.compile(r"(?!.*\.\.)[\w][\w.-]*/[\w][\w.-]*(:[^:/]*){0,2}")
 _KNOWN = ", ".join(READERS) + " (or with .gz, but for .parquet)"
@@ -45,7 +45,7 @@ class FileSource:
 
 
 def _edges(path: Path) -> str:
-    """A hash of the first and the last part of a file: another text of the same size is told from it, nearly always."""
+    """A hash of both ends of a file, by which a file that changed between two runs is noticed, nearly always."""
     with path.open("rb") as file:
         data = file.read(EDGE)
         file.seek(max(path.stat().st_size - EDGE, 0))

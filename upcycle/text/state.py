@@ -1,4 +1,4 @@
-"""Where a stream of blocks is, in memory and on disk: what is small as JSON, tokens as safetensors."""
+"""Saves and loads the place that a stream of blocks has come to: tokens as safetensors, all else as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ class StreamState:
     """A place in a stream of blocks; taking one copies no tokens."""
 
     settings: dict[str, Any]
-    """Of the stream: in one with others, the place means nothing."""
+    """Of the stream; in a stream with other settings the place means nothing."""
     number: int
-    """Blocks that came before it."""
+    """Blocks that were given out before."""
     sources: tuple[SourceState, ...]
 
     def to_files(self, directory: Path) -> None:

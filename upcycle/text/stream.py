@@ -1,20 +1,19 @@
-"""Training sequences without end from one source of text or a mixture, and those that are held out.
+"""Makes training sequences without end from one source of text or a mixture, and those that are held out.
 
 The order is a function of the seed: all processes read the same stream, and each takes its own share of a global batch.
-The source of every block is drawn by the weights, which are therefore shares of the tokens, whatever the lengths of the
-sources; they are equal if not given, for the length of a stream is not known. A short source is repeated more often.
+The source of every block is drawn by the weights, which are therefore shares of the tokens, however long the sources
+are: a short one is repeated more often. Weights that are not given are equal, for a stream does not know its length.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
-from pathlib import Path
-from typing import Any
 
 from upcycle.errors import InputError
 from upcycle.text.documents import Documents, Keep, training_side
 from upcycle.text.draw import RANGE, SOURCE, draw, held_out
 from upcycle.text.encode import Encoder
+from upcycle.text.overlap import check_measured, check_twice
 from upcycle.text.pack import Block, Packer
 from upcycle.text.records import Cursor
 from upcycle.text.shuffle import ShuffledBlocks
@@ -23,12 +22,12 @@ from upcycle.text.state import StreamState
 
 
 class BlockStream:
-    """Blocks of a mixture of sources; it never ends, and goes on from any of its states."""
+    """Blocks of a mixture of sources. It never ends, and can go on from any place it was at."""
 
     def __init__(
         self,
         sources: Sequence[str],
-        tokenizer: Any,
+        encoder: Encoder,
         *,
         seq_len: int,
         seed: int,
@@ -38,7 +37,6 @@ class BlockStream:
         text_field: str = "text",
     ) -> None:
         """Raise InputError when a source does not exist, is empty, or is of no known kind; read no text yet."""
-        encoder = Encoder(tokenizer)
         self.seed, self.number = seed, 0
         self.edges = list(accumulate(weights or [1.0] * len(sources)))
         self.settings = {
@@ -52,21 +50,13 @@ class BlockStream:
             )
             for number, name in enumerate(sources)
         ]  # fmt: skip
+        check_twice([source.documents.source for source in self.sources], held_out=held_out > 0)
 
-        if held_out:
-            self._refuse_overlap()
-
-    def _refuse_overlap(self) -> None:
-        """Raise InputError for a file in two sources: what one holds out the other would train on."""
-        seen: set[Path] = set()
+    def look(self) -> None:
+        """Encode the first record of each source, so that what is to be said of them is said before the work begins."""
         for source in self.sources:
-            for path in getattr(source.documents.source, "paths", ()):
-                if path.resolve() in seen:
-                    raise InputError(
-                        "is in two sources, so that text held out of one is trained on in the other", where=path,
-                        hint="name it once, with a --data-weight, or measure on --eval-data",
-                    )  # fmt: skip
-                seen.add(path.resolve())
+            documents = source.documents
+            documents.encoder.encode(list(islice(documents.source.read(Cursor()), 1)))
 
     def next(self) -> Block:
         """Return the next block; raise InputError when the text is wrong, or too short for one block."""
@@ -76,11 +66,11 @@ class BlockStream:
         return block
 
     def state(self) -> StreamState:
-        """Return the place before the next block; cheap, for it refers to tokens and copies none."""
+        """Return the place before the next block; this is cheap, for no tokens are copied."""
         return StreamState(self.settings, self.number, tuple(source.state() for source in self.sources))
 
     def restore(self, state: StreamState) -> None:
-        """Go on from a place; raise InputError when it is one of another stream, or a source has changed."""
+        """Go on from a place; raise InputError when it belongs to another stream, or a source has changed."""
         for name, expected in state.settings.items():
             if self.settings.get(name) != expected:
                 raise InputError(
@@ -98,24 +88,27 @@ class BlockStream:
 
 def held_out_blocks(
     sources: Sequence[str],
-    tokenizer: Any,
+    encoder: Encoder,
     *,
     seq_len: int,
     seed: int,
     fraction: float | None,
     limit: int,
     text_field: str = "text",
+    trained: BlockStream | None = None,
 ) -> list[Block]:
     """Return up to `limit` blocks to measure the loss on, of all sources in turn, each from its start and in order.
 
     `fraction` is the share that `BlockStream(held_out=fraction)` leaves out; None takes everything, of files that are
     there for this. The last block of a source is padded with EOS, which is no target and keeps to itself.
-    Raises InputError when there is nothing.
+    Raises InputError when there is nothing, or when what is there for this is in the stream that is `trained` on too.
     """
-    encoder = Encoder(tokenizer)
+    opened = [source_of(name, text_field) for name in sources]
+    if trained is not None and fraction is None:
+        check_measured([source.documents.source for source in trained.sources], opened)
     streams = [
-        _in_order(Documents(source_of(name, text_field), encoder, _measured(seed, number, fraction)), seq_len)
-        for number, name in enumerate(sources)
+        _in_order(Documents(source, encoder, _measured(seed, number, fraction)), seq_len)
+        for number, source in enumerate(opened)
     ]
     blocks = list(islice(_in_turn(streams), limit))
     if not blocks:

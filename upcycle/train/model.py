@@ -23,9 +23,11 @@ from upcycle.checkpoint.reader import (
 from upcycle.errors import InputError
 from upcycle.moe.routing import Router, find_routers
 from upcycle.requests.train import Train, TrainDtype, TrainedPart
+from upcycle.text.encode import token_id
 from upcycle.train.adapter import save_adapter, with_adapter
 from upcycle.train.lora import DIRECTORY, is_adapted, plain_name, restore, wrapped
 from upcycle.train.precision import keep_routers_fp32, state_for_saving
+from upcycle.train.stops import add_stop, stops_of
 
 GROUPS = ("router", "experts", "rest")
 """Of parameters: each has its learning rate and its gradient norm."""
@@ -50,6 +52,7 @@ class Trainee:
     dtype: torch.dtype
     four_bits: bool = False  # frozen linear layers are held so
     base: Path | None = None  # of the frozen model, where the source is an adapter
+    stop: int | None = None  # the token of --eos, at which the successor stops too
 
     def active_parameters(self, shares: Sequence[float]) -> int:
         """Return the parameters that multiply for one token, when it uses such shares of the layers' experts.
@@ -81,6 +84,8 @@ class Trainee:
             (directory / name).unlink(missing_ok=True)
             if (self.home / name).is_file():
                 shutil.copyfile(self.home / name, directory / name)
+        if self.stop is not None:
+            add_stop(directory, stops_of(self.model), self.stop)
 
     @property
     def home(self) -> Path:
@@ -139,15 +144,17 @@ def load(
         old_name = stock.gradient_checkpointing_enable  # the only one in transformers 5.17
         getattr(stock, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
     groups = _groups(model if request.load_in_4bit else model.to(device), routers, request.train)
+    tokenizer = _tokenizer(_home(source, base), model.config.vocab_size)
     return Trainee(
         source,
         model,
-        _tokenizer(_home(source, base), model.config.vocab_size),
+        tokenizer,
         routers,
         groups,
         dtype,
         request.load_in_4bit,
         base,
+        None if request.eos is None else token_id(tokenizer, request.eos),
     )
 
 

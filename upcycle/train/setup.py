@@ -20,6 +20,7 @@ from upcycle.moe.device import find_device
 from upcycle.moe.routing import scoring_of_router
 from upcycle.requests import recorded
 from upcycle.requests.train import Train
+from upcycle.text.encode import Encoder
 from upcycle.text.stream import BlockStream, held_out_blocks
 from upcycle.train.batches import Batches, Cut, target_count
 from upcycle.train.check import check_model
@@ -30,6 +31,7 @@ from upcycle.train.objective import Coefficients, RouterObjective
 from upcycle.train.optimizer import Optimizer
 from upcycle.train.state import Progress, read_state
 from upcycle.train.step import Stepper
+from upcycle.train.stops import stops_of
 
 FREE = tuple(f"recipe.{name}" for name in ("max_steps", "save_every", "eval_data", "eval_every", "eval_sequences"))
 """What may change when a run is resumed; with another number of steps the learning rate falls in another way."""
@@ -104,10 +106,14 @@ def set_up(source: Path, request: Train, base: Path | None = None) -> Iterator[S
                 "the run has made more steps than it is asked for", where=request.out, found=progress.step,
                 expected=f"at most --max-steps {request.max_steps}",
             )  # fmt: skip
-        stream = _stream(trainee, request)
+        encoder = Encoder(
+            trainee.tokenizer, stops=stops_of(trainee.model), eos=request.eos, quiet=not accelerator.is_main_process
+        )
+        stream = _stream(encoder, request)
         if progress.stream is not None:
             stream.restore(progress.stream)
-        evaluation = _evaluation(trainee, request)
+        stream.look()
+        evaluation = _evaluation(encoder, stream, request)
         if request.compile:
             trainee.model.compile()
         coefficients = Coefficients(
@@ -162,6 +168,8 @@ def _begin_tracking(accelerator: Accelerator, request: Train) -> None:
 
 def _open(source: Path, request: Train, accelerator: Accelerator, base: Path | None) -> Any:
     whole = recorded(request)
+    if request.eos is None:  # as in the record of a run that began before there was such an option
+        del whole["eos"]
     batch = whole.pop("batch_size") * whole.pop("grad_accum") * accelerator.num_processes
     local = [path for one in (*request.data, *request.eval_data) if (path := Path(one).expanduser()).exists()]
     return open_run(
@@ -255,10 +263,10 @@ def rates(request: Train) -> dict[str, float]:
     return {name: request.lr if (rate := own.get(name)) is None else rate for name in GROUPS}
 
 
-def _stream(trainee: Trainee, request: Train) -> BlockStream:
+def _stream(encoder: Encoder, request: Train) -> BlockStream:
     return BlockStream(
         request.data,
-        trainee.tokenizer,
+        encoder,
         seq_len=request.seq_len,
         seed=request.seed,
         weights=request.data_weight,
@@ -268,16 +276,17 @@ def _stream(trainee: Trainee, request: Train) -> BlockStream:
     )
 
 
-def _evaluation(trainee: Trainee, request: Train) -> Evaluation | None:
+def _evaluation(encoder: Encoder, stream: BlockStream, request: Train) -> Evaluation | None:
     if not (request.eval_data or request.eval_split):
         return None
     blocks = held_out_blocks(
         request.eval_data or request.data,
-        trainee.tokenizer,
+        encoder,
         seq_len=request.seq_len,
         seed=request.seed,
         fraction=None if request.eval_data else request.eval_split,
         limit=request.eval_sequences,
         text_field=request.text_field,
+        trained=stream,
     )
     return Evaluation(blocks, request.batch_size)
