@@ -3,15 +3,16 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from upcycle.card.targets import FIELDS, ROUTED, TOP_K
-from upcycle.card.values import Origin, at, commit, hub_id, items, origin, real, whole
-from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, LORA, is_adapter
+from upcycle.card.targets import FIELDS, ROUTED
+from upcycle.card.values import at, items, real, whole
+from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, is_adapter
 from upcycle.checkpoint.header import read_header
-from upcycle.checkpoint.lineage import lineage
+from upcycle.checkpoint.lineage import Origin, commit, hub_id, lineage, origin
 from upcycle.checkpoint.place import METRICS_FILE
 from upcycle.checkpoint.reader import CHAT_TEMPLATE_FILES, CONFIG_FILE, inside, open_checkpoint
 from upcycle.checkpoint.strict_json import parse_json, read_object
@@ -47,26 +48,16 @@ class Facts:
     @property
     def experts(self) -> tuple[int, ...]:
         """Experts of every layer where they differ, else one number; none for a dense model or a plain LoRA."""
-        if self.kind == "adapter" and not self.has_experts:
+        if self.kind == "adapter" and self.method != EXPERTS:
             return ()
         found = self.said("experts")
         counts = [count for count in map(whole, items(found)[:1000] or [found]) if count is not None]
         return tuple(counts[:1] if len(set(counts)) == 1 else counts)
 
     @property
-    def top_k(self) -> int | None:
-        """Experts that each token uses."""
-        return whole(self.config.get(TOP_K[self.kind]))
-
-    @property
-    def has_experts(self) -> bool:
-        """Whether this is an adapter of upcycle's own kind."""
-        return bool(self.config.get("peft_type") == EXPERTS)
-
-    @property
-    def is_lora(self) -> bool:
-        """Whether this is a plain LoRA."""
-        return self.kind == "adapter" and self.config.get("peft_type") == LORA
+    def method(self) -> object:
+        """The `peft_type` of an adapter, such as EXPERTS or LORA; None of a model."""
+        return self.config.get("peft_type") if self.kind == "adapter" else None
 
     @property
     def own(self) -> tuple[Entry, ...]:
@@ -120,9 +111,9 @@ def facts_of(
         revision=revision, name=name, base_card=base_card, pictures=tuple(pictures),
         loads=_loads(directory / METRICS_FILE), files=files, chats=_chats(directory, files),
     )  # fmt: skip
-    told = next(filter(None, map(_recorded, reversed(entries))), None) if not adapter else None
-    experts = facts.experts[0] if len(facts.experts) == 1 else None
-    return replace(facts, parameters=told or counted(directory, experts, facts.top_k))
+    recorded = (tuple(whole(at(entry, "parameters", name)) for name in ("total", "active")) for entry in entries[::-1])
+    told = None if adapter else next((found for found in recorded if found[0]), None)
+    return replace(facts, parameters=told or counted(directory, facts.experts, whole(facts.said("top_k"))))
 
 
 def _base_of_model(entries: Sequence[Entry]) -> Origin:
@@ -141,15 +132,10 @@ def _base_of_adapter(config: Mapping[str, Any]) -> Origin:
     return Origin(None if local else found, commit(revision), re.split(r"[/\\]", name.rstrip("/\\"))[-1] or None)
 
 
-def _recorded(entry: Entry) -> Parameters | None:
-    total, active = (whole(at(entry, "parameters", name)) for name in ("total", "active"))
-    return (total, active) if total else None
-
-
-def counted(directory: Path, experts: int | None, top_k: int | None) -> Parameters | None:
+def counted(directory: Path, experts: Sequence[int], top_k: int | None) -> Parameters | None:
     """Count the parameters by the weights' headers, or return None where the weights are not there.
 
-    `experts` is how many each layer has, of which a token uses `top_k`, where that is known.
+    Each layer has `experts[0]` experts, of which a token uses `top_k`, where that is known.
     """
     try:
         adapter = is_adapter(directory)
@@ -158,8 +144,9 @@ def counted(directory: Path, experts: int | None, top_k: int | None) -> Paramete
         return None
     sizes = {name: math.prod(spec.shape) for name, spec in source.tensors.items()}
     total, routed = sum(sizes.values()), sum(size for name, size in sizes.items() if ROUTED.search(name))
-    known = routed and experts and top_k and top_k <= experts and not adapter
-    return total, total - routed + routed * top_k // experts if known else None
+    if adapter or not routed or len(experts) != 1 or not top_k or top_k > experts[0]:
+        return total, None
+    return total, total - routed + routed * top_k // experts[0]
 
 
 def _loads(path: Path) -> tuple[Mapping[str, Any], ...]:
@@ -177,17 +164,17 @@ def _layers(line: bytes) -> tuple[Mapping[str, Any], ...]:
         layers = items(at(parse_json(line, METRICS_FILE), "layers"))
     except CheckpointError:  # the line that a kill cut off, or the first that is looked at
         return ()
-    return tuple(
-        layer
-        for layer in layers
-        if isinstance(at(layer, "load"), list)
-        and None not in (whole(at(layer, "layer")), whole(at(layer, "dead")), real(at(layer, "max_over_mean")))
-    )
+    return tuple(filter(_is_load, layers))
+
+
+def _is_load(layer: object) -> bool:
+    numbers = whole(at(layer, "layer")), whole(at(layer, "dead")), real(at(layer, "max_over_mean"))
+    return isinstance(at(layer, "load"), list) and None not in numbers
 
 
 def _chats(directory: Path, files: frozenset[str]) -> bool:
-    try:
-        config = read_object(inside(directory, "tokenizer_config.json"))
-    except CheckpointError:  # there is none, or it is damaged
-        config = {}
-    return bool(files & set(CHAT_TEMPLATE_FILES) or config.get("chat_template"))
+    if files & set(CHAT_TEMPLATE_FILES):
+        return True
+    with suppress(CheckpointError):  # there is no such file, or it is damaged
+        return bool(read_object(inside(directory, "tokenizer_config.json")).get("chat_template"))
+    return False

@@ -11,21 +11,18 @@ from markupsafe import Markup
 
 from upcycle.card.values import real, whole
 
-MAX_TEXT = 200
-"""Characters of a text out of a file; names are shorter."""
-
 _SYNTAX = re.compile(r"[^\w .,/%+=():-]|(?<![^\W_])_|_(?![^\W_])|:(?=/)|(?<=www)\.", re.IGNORECASE)
 """Matches what markdown or HTML could take for its own, or for an address; inside of a word `_` is harmless."""
 
 
-def cleaned(value: object, limit: int = MAX_TEXT) -> str:
+def cleaned(value: object, limit: int = 200) -> str:
     """Return `value` as one line of printable text: no control characters, none that turn the direction of writing."""
     text = "".join(character if character.isprintable() else " " for character in str(value)[: 4 * limit])
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def plain(value: object, limit: int = MAX_TEXT) -> Markup:
+def plain(value: object, limit: int = 200) -> Markup:
     """Return `value` as text of a paragraph or a cell, every character of `_SYNTAX` as an entity.
 
     A name that looks like an address stays text, and nothing of it can be one of the card's markers.
@@ -38,12 +35,12 @@ def written(value: object) -> Markup:
     return value if isinstance(value, Markup) else plain(value) if isinstance(value, str | int | float) else Markup("")
 
 
-def text(value: object, limit: int = MAX_TEXT) -> Markup | None:
+def text(value: object, limit: int = 200) -> Markup | None:
     """Return a text as `plain` does."""
     return plain(value, limit) if isinstance(value, str) else None
 
 
-def code(value: object, limit: int = MAX_TEXT) -> Markup:
+def code(value: object, limit: int = 200) -> Markup:
     """Return a name for backticks, code or an address; ids of the Hub, commits and hashes stay as they are."""
     return Markup("".join(letter if letter.isalnum() or letter in "-_. @/" else "_" for letter in str(value)[:limit]))
 

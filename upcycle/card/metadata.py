@@ -4,13 +4,15 @@ What an owner has written stays as it is. What a change did is read back: one th
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import yaml
 
 from upcycle.card.facts import Facts
-from upcycle.card.values import at, hub_id, items, texts
+from upcycle.card.values import at, items, texts
+from upcycle.checkpoint.adapter import LORA
+from upcycle.checkpoint.lineage import hub_id
 from upcycle.checkpoint.place import CARD_FILE
 from upcycle.errors import CheckpointError, InputError
 
@@ -40,29 +42,35 @@ _FILE = re.compile(r".*\.(txt|jsonl?|parquet|gz|zst|md)", re.IGNORECASE)
 
 def metadata(facts: Facts) -> dict[str, Any]:
     """Return what there is to say in the metadata, in the order in which it is written."""
-    said = read(facts.base_card)
+    said, adapter, kinds = read(facts.base_card), facts.kind == "adapter", texts(facts.config.get("model_type"))
     licenses = [item for item in texts(said.get("license")) if _LICENSE.fullmatch(item)]
-    names = [name for name in texts(said.get("license_name")) if licenses and _LICENSE_NAME.fullmatch(name)]
-    adapter = facts.kind == "adapter"
+    called = [name for name in texts(said.get("license_name")) if _LICENSE_NAME.fullmatch(name)]
+    sources = [source for entry in facts.trainings for source in texts(items(at(entry, "recipe", "data")))]
+    names = filter(None, (hub_id(source.partition(":")[0]) for source in sources))
     known = {
         "language": [item for item in texts(said.get("language")) if _LANGUAGE.fullmatch(item)][:200],
-        "license": licenses[0] if licenses else None,
-        "license_name": names[0] if names else None,
-        "license_link": _license_link(facts, said.get("license_link")) if licenses else None,
+        "license": licenses and licenses[0],
+        "license_name": licenses and called and called[0],
+        "license_link": licenses and _license_link(facts, said.get("license_link")),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "base_model": facts.base,
         # to the Hub a mixture of experts made of one model is its finetune; by a merge it means one of several models
         "base_model_relation": facts.base and ("adapter" if adapter else "finetune"),
-        "datasets": sorted(set(_data_sets(facts))),
-        "tags": list(_tags(facts)),
-    }
+        # of files there are only names
+        "datasets": sorted({name for name in names if not _FILE.fullmatch(name)}),
+        "tags": [
+            *(["moe", "mixture-of-experts"] if facts.experts else []), *(["upcycle"] if facts.lineage else []),
+            *(["upcycled"] if facts.experts and facts.lineage else []), *filter(_MODEL_TYPE.fullmatch, kinds),
+            *(["lora"] if facts.method == LORA else []),
+        ],
+    }  # fmt: skip
     return {name: value for name, value in known.items() if value}
 
 
 def read(card: str | None) -> dict[str, Any]:
     """Return the metadata of a card; none of a card that is broken, or is not there."""
-    front = _FRONT.match((card or "")[: 2 * _MAX_CHARACTERS])
+    front = _FRONT.match((card or "")[:_MAX_CHARACTERS])
     try:
         return _parsed(front[2]) if front else {}
     except CheckpointError:
@@ -103,8 +111,6 @@ def _parsed(text: str) -> dict[str, Any]:
 
     Raises CheckpointError for what is no mapping. Nothing is built but texts, lists and mappings.
     """
-    if len(text) > _MAX_CHARACTERS:
-        raise CheckpointError("the metadata is too long", found=f"{len(text):,} characters")
     try:
         value = yaml.load(text, Loader=yaml.BaseLoader) or {}
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # TypeError: a list as a key
@@ -131,12 +137,8 @@ def _added(body: str, wanted: Mapping[str, Any], line_break: str) -> str:
 
 def _check_same(own: Mapping[str, Any], wanted: Mapping[str, Any], dropped: Collection[str]) -> None:
     """Raise InputError when the metadata is about another model; of other keys, an owner's value is right."""
-
-    def is_wrong(name: str) -> bool:
-        said = texts(own.get(name))
-        return wanted[name] not in said if name in wanted else not set(said).isdisjoint(dropped)
-
-    wrong = [name for name in _TOGETHER if name in own and is_wrong(name)]
+    said = {name: set(texts(own[name])) for name in _TOGETHER if name in own}
+    wrong = [name for name in said if (wanted[name] not in said[name] if name in wanted else said[name] & set(dropped))]
     beside = dict.fromkeys(name for first in wrong for name in _TOGETHER[first])
     wrong += [name for name in beside if name in own and own[name] != wanted.get(name)]
     if wrong:
@@ -168,9 +170,11 @@ def _without_places(body: str, facts: Facts) -> str:
         expected["tags"] = [tag for tag in tags if tag not in bad]
     lines = [rf"([\"']?){name}\1[ \t]*:.*\n?(?:[ \t-].*\n?)*" for name in gone]
     lines += [rf"[ \t]*-[ \t]+([\"']?){re.escape(tag)}\1[ \t]*\r?(?:\n|\Z)" for tag in bad]
+    if not lines:
+        return body
     for pattern in lines:
         body = re.sub(f"^{pattern}", "", body, flags=re.MULTILINE)
-    body = body.rstrip("\r\n") if lines else body
+    body = body.rstrip("\r\n")
     if _parsed(body) != expected:
         raise InputError(
             "names its base model by a place of a machine, which the Hub refuses",
@@ -186,22 +190,3 @@ def _license_link(facts: Facts, link: object) -> str | None:
     if link.startswith("https:") or link in facts.files:
         return link
     return f"https://huggingface.co/{facts.base}/blob/{facts.revision or 'main'}/{link}" if facts.base else None
-
-
-def _tags(facts: Facts) -> Iterator[str]:
-    if facts.experts:
-        yield from ("moe", "mixture-of-experts")
-    if facts.lineage:
-        yield from ("upcycle", "upcycled") if facts.experts else ("upcycle",)
-    yield from (kind for kind in texts(facts.config.get("model_type")) if _MODEL_TYPE.fullmatch(kind))
-    if facts.is_lora:
-        yield "lora"
-
-
-def _data_sets(facts: Facts) -> Iterator[str]:
-    """Yield the data sets of the Hub that it or the dense model was trained on; of files there are only names."""
-    for training in facts.trainings:
-        for source in texts(items(at(training, "recipe", "data"))):
-            name = hub_id(source.partition(":")[0])
-            if name and not _FILE.fullmatch(name):
-                yield name

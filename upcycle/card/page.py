@@ -10,7 +10,9 @@ from upcycle.card.markdown import FILTERS, written
 from upcycle.card.metadata import as_yaml, metadata, read, with_metadata
 from upcycle.card.recipe import recipe_of
 from upcycle.card.targets import readers
-from upcycle.card.values import items, origin, real, whole
+from upcycle.card.values import items, real, whole
+from upcycle.checkpoint.adapter import EXPERTS, LORA
+from upcycle.checkpoint.lineage import origin
 from upcycle.checkpoint.place import CARD_FILE
 from upcycle.errors import InputError
 
@@ -31,9 +33,12 @@ def card(facts: Facts, repo_id: str, before: str | None = None) -> str:
     """
     if not _REPO_ID.fullmatch(repo_id):
         raise InputError("is no name of a repository", found=repr(repo_id)[:120], expected="org/name")
-    block = f"{BEGIN}\n{_NOTE}\n\n{text(facts, repo_id)}\n\n{END}"
+    name = repo_id.rpartition("/")[2]
+    known = {"facts": facts, "target": readers(facts.config), "recipe": recipe_of(facts, name)}
+    text = _template().render(repo=repo_id, name=name, **known).strip()
+    block = f"{BEGIN}\n{_NOTE}\n\n" + re.sub(r"\n{3,}", "\n\n", text) + f"\n\n{END}"
     if before is None or not before.strip("\ufeff \t\r\n"):
-        return f"---\n{as_yaml(metadata(facts))}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n{block}\n"
+        return f"---\n{as_yaml(metadata(facts))}\n---\n\n# {name}\n\n{block}\n"
     line_break = (_LINE_BREAK.findall(before) or ["\n"])[0]
     block = block.replace("\n", line_break)
     marked = _marked(before)
@@ -44,14 +49,6 @@ def card(facts: Facts, repo_id: str, before: str | None = None) -> str:
         return told[: marked.start] + block + told[marked.stop :]
     breaks = len(_LINE_BREAK.findall(told[len(told.rstrip("\r\n")) :]))
     return f"{told}{line_break * (2 - min(2, breaks))}{block}{line_break}"
-
-
-def text(facts: Facts, repo_id: str) -> str:
-    """Return what the card says between its markers, as markdown."""
-    name = repo_id.rpartition("/")[2]
-    known = {"facts": facts, "target": readers(facts.config), "recipe": recipe_of(facts, name)}
-    filled = _template().render(repo=repo_id, name=name, **known)
-    return re.sub(r"\n{3,}", "\n\n", filled).strip()
 
 
 def outside(card_text: str) -> str:
@@ -72,6 +69,7 @@ def _template() -> Template:
         loader=PackageLoader("upcycle.card", "."), autoescape=True, finalize=written, undefined=ChainableUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals |= {"EXPERTS": EXPERTS, "LORA": LORA}
     environment.filters |= {each.__name__: each for each in (*FILTERS, items, origin, real, whole)}
     return environment.get_template("card.md.j2")
 

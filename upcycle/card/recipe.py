@@ -9,7 +9,8 @@ import yaml
 from upcycle import requests
 from upcycle.card.facts import Entry, Facts
 from upcycle.card.markdown import cleaned
-from upcycle.card.values import at, items, origin
+from upcycle.card.values import at, items
+from upcycle.checkpoint.lineage import origin
 from upcycle.errors import RecipeError
 from upcycle.option import Option, options_of
 
@@ -18,9 +19,6 @@ _COMMANDS: dict[str, tuple[str, type[Any]]] = {
     "training": ("train", requests.Train), "merge": ("merge", requests.Merge),
 }  # fmt: skip
 """What an entry of the lineage is about -> the command that does it, and its request."""
-
-_STANDS = {"DENSE": "model", "ADAPTER": "adapter"}
-"""What a recipe has in the place of a directory that only its reader can name -> what is in that directory."""
 
 _CHAINED = {"model", "adapter"}
 _ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,), str: (str,)}
@@ -44,9 +42,9 @@ _Dumper.add_representer(list, _list)
 
 
 def recipe_of(facts: Facts, name: str) -> dict[str, Any] | None:
-    """Return the recipe `name` that makes the output again, or None where the lineage does not hold one.
+    """Return the `text` of the recipe `name` that makes the output again; None where the lineage does not hold one.
 
-    Beside its `text`, what `stands` in it for a directory, if anything, what `kind` of thing is there, and its `name`.
+    Beside it what it `start`s with, DENSE or ADAPTER for a directory that only its reader knows, and its `name`.
     """
     made = [entry for entry in facts.lineage if entry.get("made") in _COMMANDS]
     steps = list(_steps(facts, made, name)) if made else [None]
@@ -54,9 +52,12 @@ def recipe_of(facts: Facts, name: str) -> dict[str, Any] | None:
         return None
     document = {"name": name, "description": f"what {name} was made by", "steps": steps}
     text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
-    (start,) = _start(facts, made[0]).values()
-    called = at(made[0], "recipe", "adapter") if start == "ADAPTER" else origin(made[0]).name
-    return {"text": text, "stands": start if start in _STANDS else None, "kind": _STANDS.get(start), "name": called}
+    start = _start(facts, made[0])
+    return {
+        "text": text,
+        "start": start,
+        "name": at(made[0], "recipe", "adapter") if start == "ADAPTER" else origin(made[0]).name,
+    }
 
 
 def _steps(facts: Facts, made: list[Entry], name: str) -> Iterator[dict[str, Any] | None]:
@@ -65,7 +66,7 @@ def _steps(facts: Facts, made: list[Entry], name: str) -> Iterator[dict[str, Any
     for entry in facts.lineage:
         if entry.get("made") in _COMMANDS:
             number += 1
-            start = _start(facts, entry) if number == 1 else {}
+            start = {"adapter" if entry["made"] == "merge" else "model": _start(facts, entry)} if number == 1 else {}
             out = f"build/{name}" if number == len(made) else f"build/{name}-{number}"
             yield _step(entry, {**start, "out": out})
         elif number and made[number - 1]["made"] == "conversion":
@@ -104,11 +105,11 @@ def _one(value: Any) -> Any:
     return cleaned(value).replace("<", "_").replace(">", "_") if isinstance(value, str) else value
 
 
-def _start(facts: Facts, entry: Entry) -> dict[str, str]:
-    """Return the option that names what the first step takes, such as `model: org/name@commit`."""
+def _start(facts: Facts, entry: Entry) -> str:
+    """Return what the first step takes, such as `org/name@commit`."""
     if entry["made"] == "merge":
-        return {"adapter": "ADAPTER"}
+        return "ADAPTER"
     base, revision, _ = origin(entry)
     if base == facts.base or (base is None and not facts.past):
         base, revision = facts.base, revision or facts.revision
-    return {"model": f"{base}@{revision}" if base and revision else base or "DENSE"}
+    return f"{base}@{revision}" if base and revision else base or "DENSE"

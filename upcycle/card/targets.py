@@ -10,12 +10,11 @@ from upcycle.families.compact import COMPACT
 from upcycle.families.readers import reader_limits
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
-    "experts": ("num_local_experts", "num_experts"), "layers": ("num_hidden_layers",), "rank": ("rank", "r"),
-    "context": ("max_position_embeddings",), "data type": ("dtype", "torch_dtype"),
+    "experts": ("num_local_experts", "num_experts"), "top_k": ("num_experts_per_tok", "top_k"),
+    "layers": ("num_hidden_layers",), "context": ("max_position_embeddings",),
+    "data type": ("dtype", "torch_dtype"), "rank": ("rank", "r"),
 }  # fmt: skip
 """A fact -> the config fields that may hold it; the first that says anything counts."""
-
-TOP_K = {"model": "num_experts_per_tok", "adapter": "top_k"}
 
 ROUTED = re.compile(r"\.(?:experts|block_sparse_moe\.(?:input|output)_linear)\.")
 """Matches the names of routed experts' tensors, be there one for each expert or one for all of a layer."""

@@ -1,19 +1,7 @@
 """Reads a value of a file as the kind that is wanted, or as nothing: a file may hold anything."""
 
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
-_HUB_ID, _BARE_ID = re.compile(f"{_NAME}/{_NAME}", re.ASCII), re.compile(_NAME, re.ASCII)
-
-
-class Origin(NamedTuple):
-    """The model that something was made from, as far as a record names it."""
-
-    base: str | None = None  # its id on the Hub
-    revision: str | None = None  # its commit there
-    name: str | None = None  # what the record calls it: an id, or a directory's name
+from typing import Any
 
 
 def at(value: object, *path: str) -> Any:
@@ -41,25 +29,3 @@ def items(value: object) -> list[Any]:
 def texts(value: object) -> list[str]:
     """Return a text, or those of a list, as a list; an empty one for anything else."""
     return [item for item in (items(value) or [value]) if isinstance(item, str)]
-
-
-def hub_id(name: object, revision: object = None) -> str | None:
-    """Return `name` if it can be the id of a repository on the Hub, else None.
-
-    An id is `owner/name`. One without an owner, such as `gpt2`, could be a directory: it counts only with a commit.
-    """
-    known = isinstance(name, str) and (_HUB_ID.fullmatch(name) or (revision and _BARE_ID.fullmatch(name)))
-    return known[0] if known and ".." not in known[0] and "--" not in known[0] else None
-
-
-def commit(revision: object) -> str | None:
-    """Return the name of a commit or branch; None for anything else."""
-    return revision if isinstance(revision, str) and _BARE_ID.fullmatch(revision) else None
-
-
-def origin(entry: Mapping[str, Any]) -> Origin:
-    """Return the model that an entry of a lineage started from."""
-    source = at(entry, "source")
-    name = source["name"] if "name" in (source or ()) else at(entry, "recipe", "model")
-    revision = at(source, "revision")
-    return Origin(hub_id(name, revision), commit(revision), name if isinstance(name, str) else None)

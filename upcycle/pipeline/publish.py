@@ -3,13 +3,14 @@
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from upcycle import requests
+from upcycle.checkpoint.place import CARD_FILE
 from upcycle.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +45,23 @@ def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
     facts = facts_of(contents.directory, base=base, pictures=pictures)
     if facts.base:
         facts = replace(facts, base_card=read_card(facts.base))
-    return lambda repo, before: card(facts, repo, before).encode()
+
+    def write(repo: str, before: str | None, replaced: str | None) -> tuple[bytes, list[str]]:
+        text = card(facts, repo, before)
+        return text.encode(), list(_notes(text, replaced))
+
+    return write
+
+
+def _notes(card: str, replaced: str | None) -> Iterator[str]:
+    """Yield what the owner of a card may not expect: `replaced` is the Hub's that a directory's takes the place of."""
+    from upcycle.card import missing, outside
+
+    with suppress(InputError):  # the replaced one has markers that do not fit
+        if replaced is not None and outside(replaced) != outside(card):
+            yield f"{CARD_FILE} of the directory takes the place of the Hub's card, which said something else"
+    if missing(card):
+        yield f"the card names no {' and no '.join(missing(card))}: a {CARD_FILE} with that at its head does"
 
 
 def _fitting_model(contents: "Contents", request: requests.Push) -> "Contents":
