@@ -1,7 +1,7 @@
-"""Publishing: what the Hub lacks is uploaded, put there by one commit, and compared with what is here.
+"""Publishes a model or adapter: uploads what the Hub lacks, commits it at once, and compares the Hub with what is here.
 
-A piece of work begins with what the Hub holds, so it can fail anywhere and be done again: content that has arrived is
-not sent twice, and until the commit nobody sees any of it.
+Every attempt begins with what the Hub holds, so a push can fail anywhere and be run again: files that have arrived are
+not sent twice, and nobody sees any of them before the commit.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ upload, and what of it its owner may not expect."""
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push came to."""
+    """The result of a push: the repository, its commit, and which files were uploaded, kept or removed."""
 
     repo: str
     url: str
@@ -51,7 +51,7 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Opened:
-    """A repository that may be written, or made."""
+    """A repository on the Hub that the user's token may write to, or create."""
 
     target: Target
     main: Repository | None  # None: it is not there yet
@@ -172,7 +172,7 @@ def make(opened: Opened) -> None:
 def _with_card(
     target: Target, contents: Contents, state: Repository | None, write_card: WriteCard | None
 ) -> tuple[Contents, list[str]]:
-    """Add the card, and say what of it its owner may not expect; the directory's own comes before the Hub's."""
+    """Return `contents` with the card, and notes about it; the directory's own README.md comes before the Hub's."""
     if write_card is None:
         return contents, []
     own = next((item for item in contents.items if item.name == CARD_FILE), None)
