@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from upcycle.card.targets import FIELDS, ROUTED
+from upcycle.card.readers import FIELDS, ROUTED
 from upcycle.card.values import at, items, real, whole
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, is_adapter
 from upcycle.checkpoint.header import read_header
@@ -143,7 +143,7 @@ def counted(directory: Path, experts: Sequence[int], top_k: int | None) -> Param
     except CheckpointError:
         return None
     sizes = {name: math.prod(spec.shape) for name, spec in source.tensors.items()}
-    total, routed = sum(sizes.values()), sum(size for name, size in sizes.items() if ROUTED.search(name))
+    total, routed = sum(sizes.values()), sum(size for name, size in sizes.items() if ROUTED.fullmatch(name))
     if adapter or not routed or len(experts) != 1 or not top_k or top_k > experts[0]:
         return total, None
     return total, total - routed + routed * top_k // experts[0]

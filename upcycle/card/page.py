@@ -8,8 +8,8 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from upcycle.card.facts import Facts
 from upcycle.card.markdown import FILTERS, written
 from upcycle.card.metadata import as_yaml, metadata, read, with_metadata
+from upcycle.card.readers import readers
 from upcycle.card.recipe import recipe_of
-from upcycle.card.targets import readers
 from upcycle.card.values import items, real, whole
 from upcycle.checkpoint.adapter import EXPERTS, LORA
 from upcycle.checkpoint.lineage import origin
