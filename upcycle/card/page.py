@@ -1,7 +1,9 @@
 """Writes the model card: a README.md whose marked block is upcycle's, and whose every other byte is its owner's."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 
@@ -9,7 +11,6 @@ from upcycle.card.facts import Facts
 from upcycle.card.markdown import FILTERS, written
 from upcycle.card.metadata import as_yaml, metadata, read, with_metadata
 from upcycle.card.readers import readers
-from upcycle.card.recipe import recipe_of
 from upcycle.card.values import items, real, whole
 from upcycle.checkpoint.adapter import EXPERTS, LORA
 from upcycle.checkpoint.lineage import origin
@@ -24,9 +25,10 @@ _LINK = re.compile(r"\]\(https://huggingface\.co/([\w./-]{1,200})\)", re.ASCII)
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 
 
-def card(facts: Facts, repo_id: str, before: str | None = None) -> str:
+def card(facts: Facts, repo_id: str, before: str | None = None, recipe: Mapping[str, Any] | None = None) -> str:
     """Return the README.md of `repo_id`; `before` is the card that is there already, its line breaks as they are.
 
+    `recipe` makes the output again: its `text`, what it `start`s with, and the `name` of what DENSE or ADAPTER is.
     The marked block is replaced, or added at the end. The metadata stays as it is but for the keys that it lacks, which
     are added: one that its owner removed comes back. Raises InputError for markers or metadata that leave it open what
     is whose, and where the metadata of a card with a marked block is about another model.
@@ -34,8 +36,8 @@ def card(facts: Facts, repo_id: str, before: str | None = None) -> str:
     if not _REPO_ID.fullmatch(repo_id):
         raise InputError("is no name of a repository", found=repr(repo_id)[:120], expected="org/name")
     name = repo_id.rpartition("/")[2]
-    known = {"facts": facts, "target": readers(facts.config), "recipe": recipe_of(facts, name)}
-    text = _template().render(repo=repo_id, name=name, **known).strip()
+    known = {"facts": facts, "target": readers(facts.config), "recipe": recipe, "repo": repo_id, "name": name}
+    text = _template().render(**known).strip()
     block = f"{BEGIN}\n{_NOTE}\n\n" + re.sub(r"\n{3,}", "\n\n", text) + f"\n\n{END}"
     if before is None or not before.strip("\ufeff \t\r\n"):
         return f"---\n{as_yaml(metadata(facts))}\n---\n\n# {name}\n\n{block}\n"

@@ -40,6 +40,7 @@ def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
     from upcycle.card import card, facts_of
     from upcycle.hub.client import read_card
     from upcycle.hub.contents import PICTURES
+    from upcycle.pipeline.history import recipe_of
 
     pictures = [item.name for item in contents.items if item.name.startswith(f"{PICTURES}/")]
     facts = facts_of(contents.directory, base=base, pictures=pictures)
@@ -47,7 +48,7 @@ def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
         facts = replace(facts, base_card=read_card(facts.base))
 
     def write(repo: str, before: str | None, replaced: str | None) -> tuple[bytes, list[str]]:
-        text = card(facts, repo, before)
+        text = card(facts, repo, before, recipe_of(facts, repo.rpartition("/")[2]))
         return text.encode(), list(_notes(text, replaced))
 
     return write

@@ -1,4 +1,4 @@
-"""Writes what the lineage of an output tells as one recipe in YAML, which `upcycle run` takes to make it again."""
+"""Writes the history of an output, its lineage, as one recipe in YAML that makes it again: a part of its model card."""
 
 import re
 from collections.abc import Iterator
@@ -6,19 +6,17 @@ from typing import Any
 
 import yaml
 
-from upcycle import requests
-from upcycle.card.facts import Entry, Facts
+from upcycle.card import Facts
+from upcycle.card.facts import Entry
 from upcycle.card.markdown import cleaned
 from upcycle.card.values import at, items
 from upcycle.checkpoint.lineage import origin
 from upcycle.errors import RecipeError
-from upcycle.option import Option, options_of
+from upcycle.option import Option
+from upcycle.pipeline.grammar import REQUESTS, command_options
 
-_COMMANDS: dict[str, tuple[str, type[Any]]] = {
-    "conversion": ("convert", requests.Convert), "adapter": ("attach", requests.Attach),
-    "training": ("train", requests.Train), "merge": ("merge", requests.Merge),
-}  # fmt: skip
-"""What an entry of the lineage is about -> the command that does it, and its request."""
+_COMMANDS = {"conversion": "convert", "adapter": "attach", "training": "train", "merge": "merge"}
+"""What an entry of the lineage is about -> the command that does it."""
 
 _CHAINED = {"model", "adapter"}
 _ACCEPTED: dict[type, tuple[type, ...]] = {int: (int,), float: (float, int), bool: (bool,), str: (str,)}
@@ -78,15 +76,15 @@ def _step(entry: Entry, options: dict[str, Any]) -> dict[str, Any] | None:
 
     Nonsense is left out; what equals a default is not, for the defaults of a later upcycle may be others.
     """
-    command, request = _COMMANDS[entry["made"]]
-    known = options_of(request)
+    command = _COMMANDS[entry["made"]]
+    known = command_options(command)
     for name, option in known.items():
         said = at(entry, "recipe", name)
         if name not in _CHAINED and option.recorded and said != [] and _fits(option, said):
             options[name] = [_one(item) for item in said] if option.many else _one(said)
     values = {name: tuple(value) if known[name].many else value for name, value in options.items()}
     try:
-        request(**dict.fromkeys(_CHAINED & known.keys(), "before") | values)
+        REQUESTS[command](**dict.fromkeys(_CHAINED & known.keys(), "before") | values)
     except (RecipeError, TypeError):  # TypeError: an option that must be given is not in the record
         return None
     return {command: options}
