@@ -130,7 +130,8 @@ def test_plain_text_is_legible() -> None:
 def test_the_template_escapes_what_no_filter_has_written() -> None:
     assert written("*b* | <i>") == "&#42;b&#42; &#124; &#60;i&#62;"
     assert written(plain("*b*")) == "&#42;b&#42;"  # once
-    assert [written(value) for value in (1.5, 7, None, [], {})] == ["1.5", "7", "", "", ""]
+    values: list[object] = [1.5, 7, None, [], {}]
+    assert [written(value) for value in values] == ["1.5", "7", "", "", ""]
 
 
 def test_filters_give_values_of_their_kind_and_nothing_else() -> None:

@@ -111,8 +111,7 @@ def facts_of(
         revision=revision, name=name, base_card=base_card, pictures=tuple(pictures),
         loads=_loads(directory / METRICS_FILE), files=files, chats=_chats(directory, files),
     )  # fmt: skip
-    recorded = (tuple(whole(at(entry, "parameters", name)) for name in ("total", "active")) for entry in entries[::-1])
-    told = None if adapter else next((found for found in recorded if found[0]), None)
+    told = None if adapter else next(filter(None, map(_recorded, reversed(entries))), None)
     return replace(facts, parameters=told or counted(directory, facts.experts, whole(facts.said("top_k"))))
 
 
@@ -130,6 +129,11 @@ def _base_of_adapter(config: Mapping[str, Any]) -> Origin:
     found = hub_id(name, revision)
     local = found and not revision and Path(found).exists()
     return Origin(None if local else found, commit(revision), re.split(r"[/\\]", name.rstrip("/\\"))[-1] or None)
+
+
+def _recorded(entry: Entry) -> Parameters | None:
+    total, active = (whole(at(entry, "parameters", name)) for name in ("total", "active"))
+    return (total, active) if total else None
 
 
 def counted(directory: Path, experts: Sequence[int], top_k: int | None) -> Parameters | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from upcycle.card.values import whole
+from upcycle.card.values import texts, whole
 from upcycle.families.targets import TARGETS
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -39,7 +39,7 @@ _READ_BY = {
 
 def readers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `title`, `vllm`, `llama_cpp` and `limits` of a model by its config, which may be any program's."""
-    kind = config.get("model_type") if isinstance(config.get("model_type"), str) else ""
+    (kind,) = texts(config.get("model_type"))[:1] or [""]
     target, known = TARGETS.get(kind), _READ_BY.get(kind, ReadBy())
     try:
         limits = target.reader_limits(config) if target else ()

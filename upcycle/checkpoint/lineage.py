@@ -102,8 +102,9 @@ def hub_id(name: object, revision: object = None) -> str | None:
 
     An id is `owner/name`. One without an owner, such as `gpt2`, could be a directory: it counts only with a commit.
     """
-    known = isinstance(name, str) and (_HUB_ID.fullmatch(name) or (revision and _BARE_ID.fullmatch(name)))
-    return known[0] if known and ".." not in known[0] and "--" not in known[0] else None
+    if not isinstance(name, str) or ".." in name or "--" in name:
+        return None
+    return name if _HUB_ID.fullmatch(name) or (revision and _BARE_ID.fullmatch(name)) else None
 
 
 def commit(revision: object) -> str | None:
