@@ -35,12 +35,9 @@ def card(facts: Facts, repo_id: str, before: str | None = None, recipe: Mapping[
     """
     if not _REPO_ID.fullmatch(repo_id):
         raise InputError("is no name of a repository", found=repr(repo_id)[:120], expected="org/name")
-    name = repo_id.rpartition("/")[2]
-    known = {"facts": facts, "target": readers(facts.config), "recipe": recipe, "repo": repo_id, "name": name}
-    text = _template().render(**known).strip()
-    block = f"{BEGIN}\n{_NOTE}\n\n" + re.sub(r"\n{3,}", "\n\n", text) + f"\n\n{END}"
+    block = _block(facts, repo_id, recipe)
     if before is None or not before.strip("\ufeff \t\r\n"):
-        return f"---\n{as_yaml(metadata(facts))}\n---\n\n# {name}\n\n{block}\n"
+        return f"---\n{as_yaml(metadata(facts))}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n{block}\n"
     line_break = (_LINE_BREAK.findall(before) or ["\n"])[0]
     block = block.replace("\n", line_break)
     marked = _marked(before)
@@ -62,6 +59,14 @@ def outside(card_text: str) -> str:
 def missing(card_text: str) -> list[str]:
     """Return the keys of the metadata that others ask for first and that this card lacks."""
     return [name for name in ("license",) if not read(card_text).get(name)]
+
+
+def _block(facts: Facts, repo_id: str, recipe: Mapping[str, Any] | None) -> str:
+    """Return the marked block: the template filled in, with one blank line where it has left several."""
+    known = {"facts": facts, "target": readers(facts.config), "recipe": recipe}
+    filled = _template().render(repo=repo_id, name=repo_id.rpartition("/")[2], **known)
+    text = re.sub(r"\n{3,}", "\n\n", filled.strip())
+    return f"{BEGIN}\n{_NOTE}\n\n{text}\n\n{END}"
 
 
 @cache

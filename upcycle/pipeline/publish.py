@@ -1,4 +1,4 @@
-"""What is done before a push: the model held against its class, an adapter against its base, and the card's parts."""
+"""Pushes a model or adapter: checks its weights against their class or base model, draws pictures, writes the card."""
 
 import logging
 import shutil
