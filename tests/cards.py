@@ -12,6 +12,7 @@ from tests.merging import run_merge
 from tests.training import run_train
 from upcycle.card import BEGIN, END, Facts, card
 from upcycle.pipeline import stages
+from upcycle.pipeline.history import recipe_of
 from upcycle.pipeline.locate import BUILT_IN
 from upcycle.requests import Attach, Convert, Verify
 
@@ -114,7 +115,7 @@ def made_once(place: Path, text: Path) -> Makes:
 
 
 def told(facts: Facts, before: str | None = None) -> str:
-    return card(facts, REPO, before)
+    return card(facts, REPO, before, recipe_of(facts, "tiny-4x"))
 
 
 def data_of(text: str) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.cards import BASE, BASE_CARD, EVERY, REVISION, Makes, block_of, data_of, fences, made_once, told
-from upcycle.card import BEGIN, END, facts_of
-from upcycle.card.markdown import plain
+from upcycle.card import BEGIN, END, facts_of, markdown
+from upcycle.card.markdown import code, count, figure, flow, listed, loss, plain, written
 from upcycle.pipeline.steps import read_recipe
 
 
@@ -86,9 +86,9 @@ def test_hostile_texts_stay_texts(kind: str, made: Makes) -> None:
     facts = replace(facts, config=poisoned(facts.config), lineage=poisoned_lineage, name=HOSTILE)
     text = told(facts)
     block = block_of(text)
-    for code in re.findall(r"^```.*?^```$", block, re.MULTILINE | re.DOTALL):
-        assert "<" not in code
-        assert "alert" not in code or code.startswith("```yaml\n")
+    for fence in re.findall(r"^```.*?^```$", block, re.MULTILINE | re.DOTALL):
+        assert "<" not in fence
+        assert "alert" not in fence or fence.startswith("```yaml\n")
     prose = re.sub(r"^```\w*\n.*?^```$", "", block, flags=re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"<[^ ]*", prose)) == {"<!--"}
     assert prose.count("<") == 2
@@ -125,6 +125,28 @@ def test_plain_text_is_legible() -> None:
     assert plain("https://x.y") == "https&#58;//x.y"
     assert plain("a\n\tb\u202e") == "a b"
     assert plain("x" * 300) == "x" * 197 + "..."
+
+
+def test_the_template_escapes_what_no_filter_has_written() -> None:
+    assert written("*b* | <i>") == "&#42;b&#42; &#124; &#60;i&#62;"
+    assert written(plain("*b*")) == "&#42;b&#42;"  # once
+    values: list[object] = [1.5, 7, None, [], {}]
+    assert [written(value) for value in values] == ["1.5", "7", "", "", ""]
+
+
+def test_filters_give_values_of_their_kind_and_nothing_else() -> None:
+    assert [count(value) for value in (1234567, 0, -1, 1.0, "1", True, None)] == ["1,234,567", "0", *[None] * 5]
+    assert [figure(value, ".2e") for value in (0.00123, 4, 1e300, float("nan"), "x")] == [
+        "1.23e-03", "4.00e+00", None, None, None,
+    ]  # fmt: skip
+    assert (count(512, " tokens"), figure(0.5, "g", " for routers")) == ("512 tokens", "0.5 for routers")
+    assert loss(3.0) == "3.0000 (perplexity 20.086)"  # e^3 = 20.0855
+    assert (loss(1234.5), loss([])) == ("1234", None)
+    assert [markdown.text(value) for value in ("a|b", 3, None)] == ["a&#124;b", None, None]
+    assert code("org/a_-.b@c`|<\n*") == "org/a_-.b@c_____"
+    assert [listed(map(plain, "abcd"[:n])) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+    assert listed([plain("a"), None, plain("b"), plain("c")], 1) == "a and 2 more"
+    assert flow("  A\n of\n\n two\n, or\n three\n.\n") == "A of two, or three."
 
 
 def test_texts_of_a_recipe_stay_texts(made: Makes, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PLANTED = {
     "upward import": ("upcycle/plan/plan.py", "from upcycle.convert import verify", "lint-imports"),
     "wing to wing": ("upcycle/hub/client.py", "from upcycle.convert import verify", "lint-imports"),
+    "hub to card": ("upcycle/hub/push.py", "from upcycle.card import missing", "lint-imports"),
     "torch in checkpoint": ("upcycle/checkpoint/header.py", "import torch", "ruff"),
     "torch reached from families": ("upcycle/families/match.py", "import torch", "lint-imports"),
     "network outside hub": ("upcycle/build/builder.py", "import huggingface_hub", "lint-imports"),

@@ -435,6 +435,18 @@ def test_every_directory_is_packaged():
     assert sorted({*found, "upcycle.data.recipes"}) == listed, "[tool.setuptools] packages in pyproject.toml"
 
 
+def test_every_file_that_is_no_program_is_packaged():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    shipped = {
+        path
+        for package, globs in patterns.items()
+        for pattern in globs
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    files = {path for path in (ROOT / "upcycle").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in files if path.suffix != ".py"} <= shipped
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_recipes(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
@@ -455,6 +467,8 @@ def test_the_wheel_holds_the_recipes(tmp_path):
     shelf = tmp_path / "installed/upcycle/data/recipes"
     assert done.stdout.split() == [str(shelf / f"{name}.yaml") for name in packaged()]
     assert (shelf / "recipe.schema.json").read_text() == SCHEMA.read_text()
+    templates = {path.name for path in (ROOT / "upcycle/card").glob("*.j2")}
+    assert {path.name for path in (tmp_path / "installed/upcycle/card").glob("*.j2")} == templates != set()
 
 
 # Running

@@ -1,46 +1,53 @@
-"""The model card: a README.md whose marked block is upcycle's, and whose every other byte is its owner's."""
+"""Writes the model card: a README.md whose marked block is upcycle's, and whose every other byte is its owner's."""
 
 import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 
 from upcycle.card.facts import Facts
-from upcycle.card.front import with_metadata
-from upcycle.card.metadata import FRONT, as_yaml, metadata, parsed
-from upcycle.card.text import text
+from upcycle.card.markdown import FILTERS, written
+from upcycle.card.metadata import as_yaml, metadata, read, with_metadata
+from upcycle.card.readers import readers
+from upcycle.card.values import items, real, whole
+from upcycle.checkpoint.adapter import EXPERTS, LORA
+from upcycle.checkpoint.lineage import origin
 from upcycle.checkpoint.place import CARD_FILE
-from upcycle.errors import CheckpointError, InputError
+from upcycle.errors import InputError
 
 BEGIN, END = "<!-- upcycle:begin -->", "<!-- upcycle:end -->"
 
-_ASKED_FOR = ("license",)
 _NOTE = "<!-- `upcycle push` writes anew what is between these two comments, and keeps what is outside of them. -->"
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _LINK = re.compile(r"\]\(https://huggingface\.co/([\w./-]{1,200})\)", re.ASCII)
 _LINE_BREAK = re.compile(r"\r\n|\n|\r")
 
 
-def card(facts: Facts, repo_id: str, before: str | None = None) -> str:
+def card(facts: Facts, repo_id: str, before: str | None = None, recipe: Mapping[str, Any] | None = None) -> str:
     """Return the README.md of `repo_id`; `before` is the card that is there already, its line breaks as they are.
 
+    `recipe` makes the output again: its `text`, what it `start`s with, and the `name` of what DENSE or ADAPTER is.
     The marked block is replaced, or added at the end. The metadata stays as it is but for the keys that it lacks, which
     are added: one that its owner removed comes back. Raises InputError for markers or metadata that leave it open what
     is whose, and where the metadata of a card with a marked block is about another model.
     """
     if not _REPO_ID.fullmatch(repo_id):
         raise InputError("is no name of a repository", found=repr(repo_id)[:120], expected="org/name")
-    block = f"{BEGIN}\n{_NOTE}\n\n{text(facts, repo_id)}\n\n{END}"
+    block = _block(facts, repo_id, recipe)
     if before is None or not before.strip("\ufeff \t\r\n"):
         return f"---\n{as_yaml(metadata(facts))}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n{block}\n"
-    found = _LINE_BREAK.search(before)
-    line_break = found[0] if found else "\n"
+    line_break = (_LINE_BREAK.findall(before) or ["\n"])[0]
     block = block.replace("\n", line_break)
     marked = _marked(before)
-    dropped = _cited(before[marked]) - _cited(block) if marked else None
-    told = with_metadata(before, facts, line_break, dropped=dropped)
+    dropped = set(_LINK.findall(before[marked])) - set(_LINK.findall(block)) if marked else None
+    told = with_metadata(before, facts, line_break, dropped)
     marked = _marked(told)
     if marked:
         return told[: marked.start] + block + told[marked.stop :]
-    gap = line_break * (2 - min(2, _trailing_breaks(told)))
-    return f"{told}{gap}{block}{line_break}"
+    breaks = len(_LINE_BREAK.findall(told[len(told.rstrip("\r\n")) :]))
+    return f"{told}{line_break * (2 - min(2, breaks))}{block}{line_break}"
 
 
 def outside(card_text: str) -> str:
@@ -50,13 +57,28 @@ def outside(card_text: str) -> str:
 
 
 def missing(card_text: str) -> list[str]:
-    """Return those keys of the metadata that others ask for first, and that nothing was known for."""
-    front = FRONT.match(card_text)
-    try:
-        own = parsed(front[2]) if front else {}
-    except CheckpointError:
-        own = {}
-    return [name for name in _ASKED_FOR if not own.get(name)]
+    """Return the keys of the metadata that others ask for first and that this card lacks."""
+    return [name for name in ("license",) if not read(card_text).get(name)]
+
+
+def _block(facts: Facts, repo_id: str, recipe: Mapping[str, Any] | None) -> str:
+    """Return the marked block: the template filled in, with one blank line where it has left several."""
+    known = {"facts": facts, "target": readers(facts.config), "recipe": recipe}
+    filled = _template().render(repo=repo_id, name=repo_id.rpartition("/")[2], **known)
+    text = re.sub(r"\n{3,}", "\n\n", filled.strip())
+    return f"{BEGIN}\n{_NOTE}\n\n{text}\n\n{END}"
+
+
+@cache
+def _template() -> Template:
+    """Return the template, in which a value is escaped unless a filter has made markdown of it."""
+    environment = Environment(
+        loader=PackageLoader("upcycle.card", "."), autoescape=True, finalize=written, undefined=ChainableUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals |= {"EXPERTS": EXPERTS, "LORA": LORA}
+    environment.filters |= {each.__name__: each for each in (*FILTERS, items, origin, real, whole)}
+    return environment.get_template("card.md.j2")
 
 
 def _marked(before: str) -> slice | None:
@@ -73,12 +95,3 @@ def _marked(before: str) -> slice | None:
             hint="remove all of these comments, and what was between them; the block is then added at the end",
         )  # fmt: skip
     return slice(start, stop + len(END))
-
-
-def _cited(block: str) -> set[str]:
-    """Return the models that a block has links to."""
-    return set(_LINK.findall(block))
-
-
-def _trailing_breaks(told: str) -> int:
-    return len(_LINE_BREAK.findall(told[len(told.rstrip("\r\n")) :]))

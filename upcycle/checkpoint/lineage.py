@@ -11,9 +11,10 @@ nothing, so what is damaged is left out with a warning.
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from upcycle.checkpoint.place import RECEIPT_FILE, VERIFICATION, VERIFICATION_FILE, staging_path
 from upcycle.checkpoint.strict_json import MAX_JSON_BYTES, parse_json
@@ -52,7 +53,18 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
 What may be null may be missing.
 """
 
+_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
+_HUB_ID, _BARE_ID = re.compile(f"{_NAME}/{_NAME}", re.ASCII), re.compile(_NAME, re.ASCII)
+
 _log = logging.getLogger("upcycle")
+
+
+class Origin(NamedTuple):
+    """The model that something was made from, as far as a record names it."""
+
+    base: str | None = None  # its id on the Hub
+    revision: str | None = None  # its commit there
+    name: str | None = None  # what the record calls it: an id, or a directory's name
 
 
 def lineage(directory: Path) -> list[dict[str, Any]]:
@@ -75,6 +87,29 @@ def lineage(directory: Path) -> list[dict[str, Any]]:
 def lineage_bytes(entries: Sequence[Mapping[str, Any]]) -> bytes:
     """Return the content of a `lineage.json`: the same entries give the same bytes."""
     return json.dumps(list(entries)[-MAX_ENTRIES:], indent=1, allow_nan=False).encode() + b"\n"
+
+
+def origin(entry: Mapping[str, Any]) -> Origin:
+    """Return the model that an entry says it started from; what is no name or no commit is left out."""
+    said, recipe = entry.get("source"), entry.get("recipe")
+    source, asked = (value if isinstance(value, Mapping) else {} for value in (said, recipe))
+    name, revision = source.get("name", asked.get("model")), source.get("revision")
+    return Origin(hub_id(name, revision), commit(revision), name if isinstance(name, str) else None)
+
+
+def hub_id(name: object, revision: object = None) -> str | None:
+    """Return `name` if it can be the id of a repository on the Hub, else None.
+
+    An id is `owner/name`. One without an owner, such as `gpt2`, could be a directory: it counts only with a commit.
+    """
+    if not isinstance(name, str) or ".." in name or "--" in name:
+        return None
+    return name if _HUB_ID.fullmatch(name) or (revision and _BARE_ID.fullmatch(name)) else None
+
+
+def commit(revision: object) -> str | None:
+    """Return the name of a commit or branch; None for anything else."""
+    return revision if isinstance(revision, str) and _BARE_ID.fullmatch(revision) else None
 
 
 def receipt_sha256(directory: Path) -> str:

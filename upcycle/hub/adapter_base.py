@@ -1,4 +1,4 @@
-"""The model that a published adapter names: a Hub id, where the adapter here may name a directory of this machine."""
+"""Makes a published adapter name its base model by a Hub id, where the adapter here may name a directory."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The working branch of a streamed conversion: what is finished is there, with a record of it, until main has it.
+"""Keeps the finished shards of a streamed conversion on a branch of the repository, until they are all on main.
 
 model-00001-of-00020.safetensors             a shard
 .upcycle/model-00001-of-00020.safetensors    its record: size, SHA-256, and the hashes of what was computed
@@ -35,7 +35,7 @@ class WorkingBranch:
     name: str
 
     def finished(self) -> dict[str, Finished]:
-        """Return what is there and as it was sent, the branch made if it was not."""
+        """Return the finished shards by name, without those whose bytes differ; make the branch if needed."""
 
         def look() -> dict[str, Finished]:
             self.target.branch(self.name)
@@ -66,7 +66,7 @@ class WorkingBranch:
         attempts(lambda: self.target.remove_branch(self.name))
 
     def _finished(self, name: str, state: Repository) -> Finished | None:
-        """Read a shard's record; None where there is none, or where it is not of what is there."""
+        """Read a shard's record; None where it has none, or one of a shard with other bytes."""
         record = _record(name)
         if record not in state.sizes or state.sizes[record] > _MAX_RECORD:
             return None

@@ -1,4 +1,4 @@
-"""Which commit of a model the client's cache holds, found out without asking the Hub."""
+"""Finds which commit of a model is in the Hub client's cache, without asking the Hub."""
 
 from pathlib import Path
 

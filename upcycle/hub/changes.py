@@ -1,4 +1,4 @@
-"""From what the Hub holds to what it shall hold: compared, sent, committed at once, and compared again."""
+"""Compares a repository with what it shall hold, uploads the difference, commits it, and compares again."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 SHA256_LETTERS = 64
 _SHOWN = 3
 _HELD = 10_000_000
-"""Bytes; files of this size and less are read once and held, for the client reads what is small when it commits."""
+"""Bytes; smaller files are read once and kept in memory, because the client reads them when it commits."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What makes of the state of a repository the one that is wanted."""
+    """The files to add to a repository and to remove from it, so that it holds what shall be published."""
 
     new: tuple[Item, ...]  # and files that are others now
     same: tuple[str, ...]
@@ -83,7 +83,7 @@ def check(contents: Contents, state: Repository, hashes: Mapping[str, str]) -> N
 
 @dataclass
 class Sender:
-    """Uploads and commits; what it has read and sent in an attempt that failed, it does not read again."""
+    """Uploads files and commits them; remembers what it has hashed and sent, for the attempt after a failure."""
 
     target: Target
     title: str

@@ -1,6 +1,6 @@
-"""The Hub as a source of models: what a model needs, looked at from afar or brought into the local cache.
+"""Reads models on the Hub: their configs and headers from afar, or all their files by way of the local cache.
 
-This package is the only one that talks to the network; the client is imported when it is needed, not before.
+The Hub's client is imported when it is needed and not before, since that takes a second.
 """
 
 import logging
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from upcycle.hub.transfer import Transfer
 
 SIDE_FILES = (CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES)
-"""What is taken besides the weights, where it is there."""
+"""Files that are downloaded with the weights, where a model has them."""
 
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
@@ -69,7 +69,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def is_offline() -> bool:
-    """Whether the client is told not to use the network; read here as there, for importing the client takes time."""
+    """Whether HF_HUB_OFFLINE forbids the network; read as the client reads it, for importing that takes time."""
     said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return said.upper() in {"1", "ON", "YES", "TRUE"}
 
@@ -240,12 +240,12 @@ def _bring(repository: Repository, *groups: list[str]) -> Path:
 
 
 def _kept(transfer: "Transfer") -> list[str]:
-    """What to say besides the error: nothing where nothing was being fetched."""
+    """Return the note that goes with an error, as a list; empty where nothing was being fetched."""
     return [_KEPT] if transfer.began.is_set() else []
 
 
 def _side_by_side(transfer: "Transfer", names: list[str]) -> None:
-    """Fetch several files at once; the first that fails ends all, and what they have brought stays."""
+    """Fetch several files at once; the first failure ends all, and the bytes that have arrived are kept."""
     with ThreadPoolExecutor(WORKERS) as pool:
         work = [pool.submit(transfer.fetch, name) for name in names]
         try:

@@ -1,7 +1,7 @@
-"""What of a directory goes to the Hub, and whether it is what it says: shards, index, receipt, no strange weights.
+"""Chooses the files of a directory that are published, and checks them: shards, index, receipt, no pickled weights.
 
-What is published is named, not what is left out: a directory of work holds much that is not for others (states of
-optimizers, logs, paths of this machine). `Contents.left` says what stays here.
+The list names what is published, not what is left out, because a directory of work holds much that is not for others:
+states of optimizers, logs, paths of this machine. `Contents.left` tells which files stay here.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from upcycle.hub.records import VERIFY_AGAIN, check_receipt, verified_weights
 MODEL_FILES = (
     CONFIG_FILE, GENERATION_FILE, INDEX_FILE, ADAPTER_CONFIG, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES,
 )  # fmt: skip
-"""Files beside the weights that readers obey."""
+"""Files beside the weights that programs read to load the model."""
 
 RECORD_FILES = (RECEIPT_FILE, VERIFICATION_FILE, LINEAGE_FILE, METRICS_FILE)
 """Files that say how the model came to be."""
@@ -64,7 +64,7 @@ class OnBranch:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a file was when it was first looked at: who writes to it, or puts another in its place, changes that."""
+    """Size, time and inode of a file, so that one that is changed or replaced meanwhile is noticed."""
 
     size: int  # bytes
     changed: int  # nanoseconds
@@ -140,7 +140,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is to be published of a directory."""
+    """The files of a directory that are to be published, and what they say of the model."""
 
     directory: Path
     kind: Literal["model", "adapter"]

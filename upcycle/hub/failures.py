@@ -1,4 +1,4 @@
-"""What a failure means when the Hub is written to: one line that names the repository, without token or signed URL."""
+"""Turns failures of uploads and commits into one line that names the repository, without token or signed URL."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from upcycle.errors import InputError, UnreachableError, UpcycleError
 LOGIN = "`hf auth login` stores a token that may write, or HF_TOKEN holds one"
 
 _XET_REFUSAL = re.compile(r"HTTP status client error \((401|403)\b")
-"""What the chunk store's client, which has no exceptions of its own for it, says of a token without rights."""
+"""Matches what the chunk store's client says of a token without rights; it has no exception type for that."""
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def explained_write(repo: str) -> Iterator[None]:
 
 
 def _meaning(repo: str, error: BaseException) -> UpcycleError | None:
-    """What an exception of the client, of the chunk store's or of the network says; None for what is none of these."""
+    """Return our error for an exception of the client, the chunk store or the network; None for any other exception."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
@@ -76,7 +76,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _refusal(repo: str, error: Any) -> UpcycleError:
-    """What an answer with an error status means."""
+    """Return our error for an answer with an HTTP error status."""
     status = error.response.status_code
     said = redacted(error.server_message or "")[:200]
     words = f" ({said})" if said else ""

@@ -1,4 +1,4 @@
-"""Do the weights fit the model class? Stock transformers loads their names and shapes, on no device at all."""
+"""Checks that the weights fit the model class: plain transformers loads their names and shapes, without their data."""
 
 import io
 import logging
@@ -101,7 +101,7 @@ def _empty(directory: Path, name: str, dtype: str, shape: tuple[int, ...]) -> to
 
 @contextmanager
 def _silence() -> Iterator[io.StringIO]:
-    """Keep transformers' report off the terminal, and give its text."""
+    """Catch transformers' report of missing and unexpected weights, and give its text."""
     said = io.StringIO()
     logger = logging.getLogger("transformers")
     handler = logging.StreamHandler(said)

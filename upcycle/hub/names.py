@@ -1,4 +1,4 @@
-"""Names of files: which can be published, and which patterns they fit."""
+"""Decides which names of files can be published, and which names a pattern of --include matches."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase

@@ -1,4 +1,4 @@
-"""Paths of this machine that programs have written into configs: they are not published."""
+"""Takes paths of this machine, which programs have written into configs, out of what is published."""
 
 import json
 import re

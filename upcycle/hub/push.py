@@ -1,11 +1,10 @@
-"""Publishing: what the Hub lacks is uploaded, put there by one commit, and compared with what is here.
+"""Publishes a model or adapter: uploads what the Hub lacks, commits it at once, and compares the Hub with what is here.
 
-A piece of work begins with what the Hub holds, so it can fail anywhere and be done again: content that has arrived is
-not sent twice, and until the commit nobody sees any of it.
+Every attempt begins with what the Hub holds, so a push can fail anywhere and be run again: files that have arrived are
+not sent twice, and nobody sees any of them before the commit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,13 +20,14 @@ from upcycle.requests import Push
 
 KEPT = "what has arrived on the Hub is kept there, and the same command goes on"
 
-WriteCard = Callable[[str, str | None], bytes]
-"""Given the repository's name and the card that is there: the card to upload."""
+WriteCard = Callable[[str, str | None, str | None], tuple[bytes, list[str]]]
+"""(the repository's name, the card that is there, the Hub's card if the directory's takes its place) -> the card to
+upload, and what of it its owner may not expect."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push came to."""
+    """The result of a push: the repository, its commit, and which files were uploaded, kept or removed."""
 
     repo: str
     url: str
@@ -51,7 +51,7 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Opened:
-    """A repository that may be written, or made."""
+    """A repository on the Hub that the user's token may write to, or create."""
 
     target: Target
     main: Repository | None  # None: it is not there yet
@@ -172,7 +172,7 @@ def make(opened: Opened) -> None:
 def _with_card(
     target: Target, contents: Contents, state: Repository | None, write_card: WriteCard | None
 ) -> tuple[Contents, list[str]]:
-    """Add the card, and say what of it its owner may not expect; the directory's own comes before the Hub's."""
+    """Return `contents` with the card, and notes about it; the directory's own README.md comes before the Hub's."""
     if write_card is None:
         return contents, []
     own = next((item for item in contents.items if item.name == CARD_FILE), None)
@@ -182,8 +182,9 @@ def _with_card(
         before = None if found is None else found.decode()
     except UnicodeDecodeError:
         raise InputError("is no text in UTF-8", where=contents.directory / CARD_FILE) from None
-    data = write_card(target.repo, before)
-    return contents.with_items(Item(CARD_FILE, data)), list(_notes(data.decode(), theirs if own else None))
+    replaced = theirs.decode(errors="replace") if own and theirs is not None else None
+    data, notes = write_card(target.repo, before, replaced)
+    return contents.with_items(Item(CARD_FILE, data)), notes
 
 
 def _card_of(state: Repository | None) -> bytes | None:
@@ -191,16 +192,6 @@ def _card_of(state: Repository | None) -> bytes | None:
     if state is None or CARD_FILE not in state.sizes:
         return None
     return state.read(CARD_FILE, 0, min(state.sizes[CARD_FILE], MAX_JSON_BYTES))
-
-
-def _notes(card_text: str, replaced: bytes | None) -> Iterator[str]:
-    from upcycle.card import missing, outside
-
-    with suppress(InputError):  # markers of the replaced one that do not fit
-        if replaced is not None and outside(replaced.decode(errors="replace")) != outside(card_text):
-            yield f"{CARD_FILE} of the directory takes the place of the Hub's card, which said something else"
-    if missing(card_text):
-        yield f"the card names no {' and no '.join(missing(card_text))}: a {CARD_FILE} with that at its head does"
 
 
 def _pushed(

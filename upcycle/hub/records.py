@@ -1,4 +1,4 @@
-"""What an output's records say of its files: the receipt of all, a verification of the weights that were verified."""
+"""Holds the files of an output against its records: the hashes in its receipt, and of the weights in verify.json."""
 
 import hashlib
 from collections.abc import Mapping

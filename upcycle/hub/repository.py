@@ -1,4 +1,4 @@
-"""A repository on the Hub at one commit: the names and sizes of its files, and their bytes from anywhere on."""
+"""Reads a repository on the Hub at one commit: names, sizes and hashes of its files, and any range of their bytes."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from upcycle.checkpoint.strict_json import MAX_JSON_BYTES, parse_object
 from upcycle.errors import CheckpointError, InputError, UnreachableError, UpcycleError
 
 RETRIES = 4
-"""How often a request that failed is made again, after 1, 2, 4 and 8 seconds: a restart of a server, not an outage."""
+"""Times a failed request is repeated, after 1, 2, 4 and 8 seconds: enough for a restart of a server, not an outage."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")  # becomes a path
 _DIGEST = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
@@ -20,7 +20,7 @@ _DIGEST = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 @dataclass(frozen=True)
 class Repository:
-    """A model repository, pinned to a commit: what is read of it is of one state, whatever is pushed meanwhile."""
+    """A model repository at one commit, so that a push meanwhile does not mix two versions."""
 
     model: str  # as the user wrote it, for messages
     name: str  # org/name
@@ -142,7 +142,7 @@ def _named_digest(file: Any) -> tuple[str, str] | None:
 
 @contextmanager
 def explained(model: str) -> Iterator[None]:
-    """Turn what the client raises into one line that names the model: InputError where the user can do something."""
+    """Turn the client's exceptions into one line that names the model: InputError where the user can do something."""
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HfHubHTTPError,
@@ -178,7 +178,7 @@ def explained(model: str) -> Iterator[None]:
 
 
 def _refusal(model: str, status: int) -> UpcycleError:
-    """What an answer with an error status means; 401 and 403 are about the token, 429 and 500 pass."""
+    """Return our error for an HTTP error status: 401 and 403 are about the token, 429 and 500 pass."""
     if status in {401, 403}:
         return InputError(f"{model}: the Hub refuses access (status {status})", hint="`hf auth login` renews the token")
     kind = UnreachableError if status in {408, 429} or status >= 500 else UpcycleError

@@ -1,4 +1,4 @@
-"""The user's token must not be published: neither in a file, however it is written there, nor in a title or a name."""
+"""Refuses to publish the user's access token: in a file, however it is written there, in a title or in a name."""
 
 import re
 from collections.abc import Iterator

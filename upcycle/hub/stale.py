@@ -1,4 +1,4 @@
-"""What an earlier model has left in a repository: what readers would mix into the new one, and what is beside it."""
+"""Finds files of an earlier model in a repository: those that programs would mix into the new one, and weights."""
 
 import re
 from collections.abc import Iterable, Iterator, Set

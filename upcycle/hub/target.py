@@ -1,7 +1,7 @@
-"""A repository that is written: whose it is, what it holds, and what the Hub's refusals mean.
+"""Writes to a repository on the Hub: creates it, its branches and commits, and uploads large files.
 
-Nothing here waits or tries again by itself: `attempts` does, around whole pieces of work that look first at what is
-there. So work that failed in the middle goes on as a second run of it would.
+Nothing here waits or tries again by itself: `attempts` does, around a whole piece of work that first looks at what the
+repository holds. So work that failed in the middle goes on where a second run of it would.
 """
 
 import logging
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Target:
-    """A model repository that is written with the user's token."""
+    """A model repository that is written to with the user's token."""
 
     repo: str  # org/name
     owners: frozenset[str] = frozenset()  # the user, and the organisations of the user
@@ -177,7 +177,7 @@ def attempts(work: Callable[[], T]) -> T:
 
 
 def _aside(work: Callable[[], object]) -> None:
-    """Do `work` in a thread that nobody waits for: the client's own would send its files to the end after Ctrl-C."""
+    """Do `work` in a daemon thread: the client's own threads would go on uploading a file after Ctrl-C."""
     future: Future[object] = Future()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""One file from the Hub into the client's cache, going on where an earlier run stopped.
+"""Downloads files from the Hub into the client's cache, each from where an earlier run stopped.
 
 The client itself writes every download to a file of its own and deletes it when it fails, so a download that is
 killed begins again. Here the bytes go to `blobs/ETAG.upcycle.incomplete`, which stays; the finished blob and the link
@@ -30,7 +30,7 @@ _BLOCK = 2**20
 
 
 class StoppedError(UpcycleError):
-    """Another part of the work failed or was interrupted, so this one ends as well."""
+    """Raised in a download because another one failed or was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Transfer:
         self._place(file, path, self.folder / "blobs" / etag, metadata.xet_file_data)
 
     def _place(self, file: str, path: Path, blob: Path, xet: Any) -> None:
-        """Make `path` of a snapshot from the blob, and that where it is not there or has the wrong size."""
+        """Make `path` of a snapshot from its blob, which is downloaded if it is not there or has the wrong size."""
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         size, lock = self.repository.sizes[file], _cache() / ".locks" / self._folder_name / f"{blob.name}.lock"

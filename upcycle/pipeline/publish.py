@@ -1,15 +1,16 @@
-"""Publishes a directory: checks a model by its class, an adapter by its base, and gathers the parts of the card."""
+"""Pushes a model or adapter: checks its weights against their class or base model, draws pictures, writes the card."""
 
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from upcycle import requests
+from upcycle.checkpoint.place import CARD_FILE
 from upcycle.errors import InputError
 from upcycle.pipeline.locate import check_experts
 
@@ -40,12 +41,29 @@ def card_writer(contents: "Contents", base: str | None) -> "WriteCard":
     from upcycle.card import card, facts_of
     from upcycle.hub.client import read_card
     from upcycle.hub.contents import PICTURES
+    from upcycle.pipeline.history import recipe_of
 
     pictures = [item.name for item in contents.items if item.name.startswith(f"{PICTURES}/")]
     facts = facts_of(contents.directory, base=base, pictures=pictures)
     if facts.base:
         facts = replace(facts, base_card=read_card(facts.base))
-    return lambda repo, before: card(facts, repo, before).encode()
+
+    def write(repo: str, before: str | None, replaced: str | None) -> tuple[bytes, list[str]]:
+        text = card(facts, repo, before, recipe_of(facts, repo.rpartition("/")[2]))
+        return text.encode(), list(_notes(text, replaced))
+
+    return write
+
+
+def _notes(card: str, replaced: str | None) -> Iterator[str]:
+    """Yield what the owner of a card may not expect: `replaced` is the Hub's that a directory's takes the place of."""
+    from upcycle.card import missing, outside
+
+    with suppress(InputError):  # the replaced one has markers that do not fit
+        if replaced is not None and outside(replaced) != outside(card):
+            yield f"{CARD_FILE} of the directory takes the place of the Hub's card, which said something else"
+    if missing(card):
+        yield f"the card names no {' and no '.join(missing(card))}: a {CARD_FILE} with that at its head does"
 
 
 def _fitting_model(contents: "Contents", request: requests.Push) -> "Contents":

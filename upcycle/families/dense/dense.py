@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from upcycle.families.parts import Place
+from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
 from upcycle.families.rules import Rule
 
@@ -35,12 +36,14 @@ class Dense:
 
     model_type: str
     model_class: str  # the transformers class whose weights these are
+    title: str  # what people call it
     parts: Mapping[str, Place]
     fields: Mapping[str, Rule]  # what becomes of each config field; a pair may say otherwise
     rope: Rope
     modules: Modules | None  # None: the FFN has no three linear layers of its own
     ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
     spine: Spine = Spine()
+    readers: Readers = Readers()
 
     def tensors(self, layers: int) -> Iterator[tuple[str, Place, str]]:
         """Yield every tensor that a checkpoint of so many layers has, as (one of its parts, its place, its name)."""

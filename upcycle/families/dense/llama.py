@@ -2,6 +2,7 @@
 
 from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.parts import Place
+from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
 from upcycle.families.rules import COMMON, NO_WINDOW, ONE_KIND, Carry, Drop, Uniform
 
@@ -10,6 +11,7 @@ _LAYER = "model.layers.{layer}."
 LLAMA = Dense(
     model_type="llama",
     model_class="LlamaForCausalLM",
+    title="Llama",
     parts={
         "embeddings": Place("model.embed_tokens.weight", ("V", "D")),
         "attention.q": Place(_LAYER + "self_attn.q_proj.weight", ("Q", "D")),
@@ -42,4 +44,5 @@ LLAMA = Dense(
         attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     ),
     ignored_tensors=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+    readers=Readers("run", ("default", "linear", "yarn", "llama3")),
 )

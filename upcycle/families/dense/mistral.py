@@ -9,6 +9,7 @@ MISTRAL = replace(
     LLAMA,
     model_type="mistral",
     model_class="MistralForCausalLM",
+    title="Mistral",
     fields={
         **COMMON,
         "intermediate_size": Carry(14336, "size"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.parts import Place
+from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
 from upcycle.families.rules import COMMON, NO_BIAS, Carry, Drop, Only
 
@@ -16,6 +17,8 @@ PHI3 = replace(
     LLAMA,
     model_type="phi3",
     model_class="Phi3ForCausalLM",
+    title="Phi-3",
+    readers=Readers(),  # not tried
     parts={
         **LLAMA.parts,
         "attention.q": Place(_QKV, ("Q+2K", "D"), ("0", "Q")),

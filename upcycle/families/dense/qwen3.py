@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.parts import Place
+from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
 from upcycle.families.rules import COMMON, ONE_KIND, Carry, Drop, Only, Uniform
 
@@ -13,6 +14,8 @@ QWEN3 = replace(
     LLAMA,
     model_type="qwen3",
     model_class="Qwen3ForCausalLM",
+    title="Qwen3",
+    readers=Readers(),  # not tried
     parts={
         **LLAMA.parts,
         "norm.q": Place(_ATTENTION + "q_norm.weight", ("H",)),

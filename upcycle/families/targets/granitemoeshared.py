@@ -4,6 +4,7 @@
 """
 
 from upcycle.families.parts import Tensor
+from upcycle.families.readers import Readers
 from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS
 from upcycle.families.targets.target import Router, Target
 
@@ -52,4 +53,5 @@ GRANITEMOESHARED = Target(
             "llama.cpp refuses rope scaling of the type llama3 in this architecture",
         ),
     ),
+    readers=Readers(None, ("default", "linear", "yarn"), llama_cpp_any_head=False),
 )

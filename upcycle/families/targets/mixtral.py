@@ -1,6 +1,7 @@
 """Mixtral: what llama, mistral and models shaped like them become; every reader knows it."""
 
 from upcycle.families.parts import Tensor
+from upcycle.families.readers import Readers
 from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS
 from upcycle.families.targets.target import Router, Target
 
@@ -33,4 +34,5 @@ MIXTRAL = Target(
         "mlp.experts.down_proj": ("expert.down",),
     },
     limits=LIMITS,
+    readers=Readers("compared", ("default", "linear", "yarn", "llama3")),
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from upcycle.families.dense.dense import Spine
 from upcycle.families.parts import Tensor
+from upcycle.families.readers import Readers
 
 Config = Mapping[str, Any]
 
@@ -37,6 +38,7 @@ class Target:
     experts: str  # its experts
     stacked: Mapping[str, tuple[str, ...]]  # parameter of a stock layer -> its parts, expert by expert, in memory order
     limits: tuple[Limit, ...]  # settings that llama.cpp, mlx-lm or vLLM ignore, refuse or compute wrongly
+    readers: Readers = Readers()
     spine: Spine = Spine()
 
     @property

@@ -1,0 +1,41 @@
+"""Says which other programs read a model and what they get wrong, by its config; knows how configs name things."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from upcycle.card.values import texts, whole
+from upcycle.families.pairs import DENSE, TARGETS
+from upcycle.families.readers import Readers
+
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "experts": ("num_local_experts", "num_experts"), "top_k": ("num_experts_per_tok", "top_k"),
+    "layers": ("num_hidden_layers",), "context": ("max_position_embeddings",),
+    "data type": ("dtype", "torch_dtype"), "rank": ("rank", "r"),
+}  # fmt: skip
+"""A fact -> the config fields that may hold it; the first that says anything counts."""
+
+_ROUTED = {row.name for target in TARGETS.values() for row in target.tensors if row.role == "experts"}
+ROUTED = re.compile("|".join(re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(name)) for name in sorted(_ROUTED)))
+"""Matches the names of routed experts' tensors, be there one for each expert or one for all of a layer."""
+
+
+def readers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `title`, `vllm`, `llama_cpp` and `limits` of a model by its config, which may be any program's."""
+    (kind,) = texts(config.get("model_type"))[:1] or [""]
+    target, dense = TARGETS.get(kind), DENSE.get(kind)
+    named = target or dense
+    known = named.readers if named else Readers()
+    try:
+        limits = target.reader_limits(config) if target else ()
+    except (KeyError, TypeError, AttributeError, ValueError):  # no config that transformers would write
+        limits = ()
+    computed = config.get("hidden_act", "silu") == "silu"  # both compute SiLU, whatever a config names
+    ropes = [rope for name in ("rope_parameters", "rope_scaling") if isinstance(rope := config.get(name), Mapping)]
+    rope = next(filter(None, ropes), {})
+    head, heads, hidden = (whole(config.get(name)) for name in ("head_dim", "num_attention_heads", "hidden_size"))
+    usual = known.llama_cpp_any_head or head is None or head * (heads or 0) == hidden
+    return {
+        "title": named.title if named else None, "limits": limits, "vllm": computed and known.vllm,
+        "llama_cpp": computed and usual and rope.get("rope_type", rope.get("type", "default")) in known.llama_cpp_ropes,
+    }  # fmt: skip
