@@ -128,6 +128,7 @@ def _check_function(
 ) -> None:
     """Run both models and say what came out; with a tokenizer of its own the MoE's ids count for both."""
     from upcycle.convert.parity import TOLERANCE, Parity, run_both
+    from upcycle.convert.plain import report_plain
     from upcycle.text.read import random_ids, read_text, token_ids
 
     pair = find_pair(dense.config)
@@ -170,6 +171,8 @@ def _check_function(
         otherwise=otherwise,
     )
     report.lines += _layer_lines(plan, pair, parity.layers, otherwise)
+    if report.passed:
+        report_plain(report, moe, ids[0], parity.moe_loss)
     report.figures["parity"] = {**asdict(parity), "relative": parity.relative, "exact": plan.exact}
 
 
