@@ -14,6 +14,7 @@ import numpy as np
 from upcycle.adapt.draft import Change, Draft, disk_slice
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import UnsupportedError
+from upcycle.message import listed
 from upcycle.plan.compute import encoded_blocks
 from upcycle.plan.dtypes import DTYPE_WORDS
 from upcycle.plan.report import Report
@@ -33,7 +34,7 @@ def refuse_unchanged(draft: Draft, base: Path) -> None:
     raise UnsupportedError(
         f"the experts of {len(layers)} layers equal the base in {', '.join(sorted(dtypes))}: mere copies of it",
         where=base,
-        found=", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else ""),
+        found=listed(names, NAMED),
         hint="the adapter is untrained, or what it learned is lost in rounding, which --dtype f32 prevents",
     )
 
@@ -45,8 +46,8 @@ def report_experts(report: Report, draft: Draft, output: Checkpoint) -> None:
     if not same:
         report.add("experts", True, f"all {len(every)} differ from the base on disk")
         return
-    names = "; ".join(f"layer {layer}, expert {expert}" for layer, expert in sorted(same)[:NAMED])
-    text = f"{len(same)} of {len(every)} equal the base: {names}" + (" ..." if len(same) > NAMED else "")
+    names = [f"layer {layer}, expert {expert}" for layer, expert in sorted(same)]
+    text = f"{len(same)} of {len(every)} equal the base: {listed(names, NAMED, between='; ')}"
     report.add("experts", False, text, otherwise="FAIL" if _whole_layers(draft.changes, same) else "note")
 
 

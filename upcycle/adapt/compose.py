@@ -26,6 +26,7 @@ from upcycle.build.adapter_experts import expert_name, module_name, update_names
 from upcycle.errors import InputError, RecipeError
 from upcycle.families.dense.dense import Dense
 from upcycle.families.match import Match
+from upcycle.message import listed, quoted
 from upcycle.requests.attach import AttentionDeltas
 
 
@@ -188,7 +189,7 @@ def _base_notes(loras: Sequence[Lora], base: str | None) -> list[str]:
     if not base:
         return []
     return [
-        f"{lora} names {ascii(lora.base)[:120]} as its base, not {ascii(base)[:120]}; its shapes fit"
+        f"{lora} names {quoted(lora.base, 120)} as its base, not {quoted(base, 120)}; its shapes fit"
         for lora in loras
         if lora.base and _model_name(lora.base) != _model_name(base)
     ]
@@ -244,5 +245,4 @@ def _attention_notes(
 
 def _numbers(layers: Sequence[int]) -> str:
     """`layer 3`, `layers 0, 1, 2, 3 and 24 more`."""
-    shown, more = ", ".join(map(str, layers[:4])), len(layers) - 4
-    return f"layer{'s' if len(layers) > 1 else ''} {shown}" + (f" and {more} more" if more > 0 else "")
+    return f"layer{'s' if len(layers) > 1 else ''} {listed(layers)}"

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from math import isfinite
 from typing import Any
 
 from peft import PeftConfig
 
 from upcycle.checkpoint.adapter import EXPERTS
+from upcycle.checkpoint.strict_json import is_finite_number
 from upcycle.requests.attach import DEFAULT_SCALING
 
 PEFT_TYPE = EXPERTS
@@ -79,7 +79,7 @@ class ExpertsConfig(PeftConfig):
         for name in ("top_k", "rank", "attention_rank", "seed"):
             yield name, type(getattr(self, name)) is int, "a whole number"
         for name in ("scaling", "attention_scaling", "router_std", "balance_coef", "z_coef"):
-            yield name, _is_finite(getattr(self, name)), "a finite number"
+            yield name, is_finite_number(getattr(self, name)), "a finite number"
         listed = isinstance(self.num_experts, int | list | tuple)
         yield "num_experts", listed and all(type(count) is int for count in self.counts), "whole numbers"
         yield "ffn", self.ffn is None or _names(self.ffn, PARTS), f"the names of {', '.join(PARTS)}"
@@ -114,10 +114,6 @@ def spread_over_depth(counts: Sequence[int], layers: int) -> list[int]:
     if len(counts) > layers:
         raise ValueError(f"num_experts is {list(counts)}, expected at most one number for each of {layers} layers")
     return [counts[layer * len(counts) // layers] for layer in range(layers)]
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _are_texts(values: object) -> bool:

@@ -10,6 +10,7 @@ from upcycle.checkpoint.header import TensorSpec
 from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.reader import Directory, open_checkpoint
 from upcycle.errors import CheckpointError, InputError
+from upcycle.message import quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -54,14 +55,14 @@ class Adapter:
         kind = self.config.get("peft_type")
         if kind not in (EXPERTS, LORA):
             raise InputError(
-                "is an adapter of a kind that cannot be used here", where=self.directory, found=ascii(kind)[:40],
+                "is an adapter of a kind that cannot be used here", where=self.directory, found=quoted(kind, 40),
                 expected=f"{EXPERTS} or {LORA}",
             )  # fmt: skip
         involved = list(filter(_is_involved, self._patterns()))
         if kind == LORA and involved:
             raise InputError(
                 "holds a pattern of module names, which could take forever to match", where=self.directory,
-                found=ascii(involved[0])[:80], expected="names, or a simple pattern",
+                found=quoted(involved[0], 80), expected="names, or a simple pattern",
             )  # fmt: skip
 
     def _patterns(self) -> Iterator[str]:

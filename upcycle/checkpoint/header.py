@@ -5,7 +5,6 @@ where the data starts; `build_header` uses that to keep tensors at the same offs
 their source, which is what lets file systems with reflinks share the blocks.
 """
 
-import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.scanner import Scanner
 from upcycle.errors import CheckpointError, InputError
+from upcycle.message import quoted
 
 BLOCK = 4096
 """Bytes per file-system block, the unit in which XFS and btrfs share copies."""
@@ -150,7 +151,7 @@ def parse_header(raw: bytes | bytearray, size: int, path: Path) -> Header:
         if tensors.setdefault(spec.name, spec) is not spec:
             _refuse_duplicate(spec.name, path)
     _check_layout(specs, path, len(raw), size)
-    return Header(path, size, hashlib.sha256(raw).hexdigest(), tensors)
+    return Header(path, size, sha256_of(raw), tensors)
 
 
 def build_header(
@@ -216,7 +217,7 @@ def _check_metadata(scanner: Scanner) -> None:
 
 
 def _refuse_duplicate(name: str, path: Path) -> NoReturn:
-    raise CheckpointError(f"not valid JSON (duplicate key {ascii(name)[:120]})", where=path)
+    raise CheckpointError(f"not valid JSON (duplicate key {quoted(name)})", where=path)
 
 
 def _spec(
@@ -257,7 +258,7 @@ def check_name(name: str, where: str | Path) -> None:
             expected=f"at most {MAX_NAME}",
         )
     if not name.isprintable() or not name or "/" in name or "\\" in name or ".." in name:
-        raise CheckpointError("unsafe tensor name", where=where, found=ascii(name)[:120])
+        raise CheckpointError("unsafe tensor name", where=where, found=quoted(name))
 
 
 def _is_sizes(value: Any) -> bool:

@@ -8,13 +8,13 @@ An entry is a JSON object that says under `made` what it is about. It tells wher
 nothing, so what is damaged is left out with a warning.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.place import RECEIPT_FILE, VERIFICATION, VERIFICATION_FILE, staging_path
 from upcycle.checkpoint.strict_json import MAX_JSON_BYTES, parse_json
 from upcycle.checkpoint.writer import sync_directory, write_durably
@@ -79,7 +79,7 @@ def lineage_bytes(entries: Sequence[Mapping[str, Any]]) -> bytes:
 
 def receipt_sha256(directory: Path) -> str:
     """Return the SHA-256 of the receipt in `directory`, by which a verification names what it was of."""
-    return hashlib.sha256((directory / RECEIPT_FILE).read_bytes()).hexdigest()
+    return sha256_of(directory / RECEIPT_FILE)
 
 
 def write_verification(directory: Path, entry: Mapping[str, Any]) -> None:

@@ -1,12 +1,13 @@
 """Tables for people and JSON for programs."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import upcycle.message
+from upcycle.checkpoint.strict_json import without_nan
 from upcycle.plan.account import Account
 from upcycle.requests import Convert, Merge
 
@@ -21,15 +22,7 @@ if TYPE_CHECKING:
 
 def print_json(value: Any) -> None:
     """Print `value` as indented JSON; NaN and infinity, which JSON lacks, become null."""
-    click.echo(json.dumps(_finite(value), indent=2))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    click.echo(json.dumps(without_nan(value), indent=2))
 
 
 def warn(*messages: str) -> None:
@@ -170,8 +163,7 @@ def print_pushed(pushed: "Pushed") -> None:
 
 def listed(names: Sequence[str], most: int = 6) -> str:
     """Return names as a list that fits on a line."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return printable(", ".join(names[:most])) + more
+    return printable(upcycle.message.listed(names, most))
 
 
 def print_report(report: "Report") -> None:

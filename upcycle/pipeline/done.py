@@ -6,7 +6,6 @@ A step that ended has its files under `wrote`; one that began has none, and wher
 with it. The file decides which steps are left out and which are resumed, so one that is damaged costs time only.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 import upcycle
 from upcycle import requests
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import write_durably
@@ -158,7 +158,7 @@ def _is_step(value: Any) -> bool:
 def _file_name(name: str) -> str:
     """The name of a recipe as that of a file: one that is not fit for it is told apart by a hash."""
     safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60]
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+    return safe if safe == name else f"{safe}-{sha256_of(name.encode())[:8]}".lstrip("-")
 
 
 def _said(request: Any) -> dict[str, Any]:
