@@ -1,7 +1,6 @@
-"""What tells every expert of a merge from the base: experts that are copies of it would be merged for nothing.
+"""Checks that the experts of a merge differ from the base, before anything is written and again on disk.
 
-Merges have lost what was trained without a word, in rounding or by leaving the experts out; so it is looked at before
-anything is written, and again on disk.
+Rounding, or a tool that leaves experts out, can lose everything that was trained without an error.
 """
 
 from collections import defaultdict
@@ -40,7 +39,7 @@ def refuse_unchanged(draft: Draft, base: Path) -> None:
 
 
 def report_experts(report: Report, draft: Draft, output: Checkpoint) -> None:
-    """Every expert, as it is on disk, is another than the base."""
+    """Add a line: whether every expert differs from the base in the file that was written."""
     every = {(change.layer, change.expert) for change in draft.changes}
     same = {(change.layer, change.expert) for change in _unchanged_experts(draft.changes, output)}
     if not same:
@@ -67,7 +66,7 @@ def _unchanged_experts(changes: Iterable[Change], output: Checkpoint | None) -> 
 
 
 def _differs(change: Change, output: Checkpoint | None) -> bool:
-    """Whether any value is another than the base's; reads no further than to the first."""
+    """Whether any value differs from the base's; stops reading at the first that does."""
     found = _planned(change) if output is None else _on_disk(change, output)
     base = _planned(replace(change, write=replace(change.write, source=change.base)))
     return any((ours != theirs).any() for ours, theirs in _side_by_side(found, base))

@@ -1,4 +1,4 @@
-"""Existing LoRA adapters as experts: each LoRA's update of the FFN becomes one expert, its scale folded into B.
+"""Makes experts of existing LoRA adapters: each LoRA's update of the FFN becomes one expert, its scale folded into B.
 
 | a LoRA that | becomes |
 |---|---|
@@ -32,7 +32,7 @@ from upcycle.requests.attach import AttentionDeltas
 
 @dataclass(frozen=True)
 class Composed:
-    """Experts made of LoRAs, under the names that an adapter's file has them."""
+    """Experts made of LoRAs; their tensors have the names that an adapter's file gives them."""
 
     dense: Dense  # the model's architecture
     experts: int
@@ -196,7 +196,7 @@ def _base_notes(loras: Sequence[Lora], base: str | None) -> list[str]:
 
 
 def _model_name(place: str) -> str:
-    """The name that a path or a Hub id ends in; of a directory in the Hub's cache, the repository's."""
+    """Return the last part of a path or Hub id; for a directory in the Hub's cache, the repository's name."""
     parts = PurePath(place).parts
     cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
     return (cached or list(parts) or [place])[-1].lower()

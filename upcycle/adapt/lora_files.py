@@ -1,4 +1,4 @@
-"""A LoRA adapter as peft saves it: read strictly, and refused by name where it is more than low-rank updates.
+"""Reads a LoRA adapter that peft saved; refuses, naming the field or tensor, what is more than low-rank updates.
 
 Shapes: R rank, X inputs, Y outputs.
 """
@@ -51,7 +51,7 @@ class Lora:
 
 
 def read_lora(directory: Path) -> Lora:
-    """Read the adapter in `directory`; whether it fits a base is not looked at.
+    """Read the adapter in `directory`, without comparing it with a base.
 
     Raises InputError for what is not there, is not sound, or is not a plain LoRA of linear layers: other kinds of
     adapters, variants of LoRA, biases, whole weights beside the LoRA, NaN and infinity.
@@ -68,7 +68,7 @@ def read_lora(directory: Path) -> Lora:
 
 _MERGE = "merge it into a model with peft and attach to that, or train it without"
 _PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Values of `init_lora_weights` that leave the base as it is; others take from it what A and B begin with."""
+"""Values of `init_lora_weights` that leave the base as it is; others move a part of it into A and B."""
 
 _REFUSED: Mapping[str, str] = {
     "use_dora": "DoRA also scales whole weights, which is no low-rank update",
@@ -109,7 +109,9 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
             raise InputError(f"cannot be an expert: {_REFUSED[name]}", where=where, found=f"{name} = {quoted(value)}",
                              hint=_MERGE)  # fmt: skip
         if name not in _REFUSED and name not in _UNUSED and value not in (None, False, [], {}, ""):
-            raise InputError("says what is not known of LoRA", where=where, found=f"{quoted(name)} = {quoted(value)}")
+            raise InputError(
+                "has a field that is not known of LoRA", where=where, found=f"{quoted(name)} = {quoted(value)}"
+            )
     if config.get("bias", "none") != "none":
         raise InputError("cannot be an expert: it trains biases", where=where, found=f"bias = {quoted(config['bias'])}",
                          expected="none", hint=_MERGE)  # fmt: skip

@@ -1,4 +1,4 @@
-"""`adapter_config.json` of adapter experts: what is needed to build them again on the model they belong to."""
+"""The settings in the `adapter_config.json` of adapter experts, from which peft builds them again on their base."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ PARTS = ("block", "gate", "up", "down")
 
 @dataclass
 class ExpertsConfig(PeftConfig):
-    """Settings of adapter experts; raises ValueError for what none can have, as peft does.
+    """Settings of adapter experts; raises ValueError for impossible ones, as peft does.
 
     The names of modules are taken from upcycle's families where they are not given.
     """
@@ -75,7 +75,7 @@ class ExpertsConfig(PeftConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {expected}")
 
     def _types(self) -> Iterator[tuple[str, object, str]]:
-        """Yield what must hold of the fields' types: they may come out of a file."""
+        """Yield (field, whether its type is right, what is expected): the values may come from a file."""
         for name in ("top_k", "rank", "attention_rank", "seed"):
             yield name, type(getattr(self, name)) is int, "a whole number"
         for name in ("scaling", "attention_scaling", "router_std", "balance_coef", "z_coef"):
@@ -86,7 +86,7 @@ class ExpertsConfig(PeftConfig):
         yield "attention", self.attention is None or _are_texts(self.attention), "a list of names"
 
     def _rules(self) -> Iterator[tuple[str, object, str]]:
-        """Yield what must hold of the values, given that their types do."""
+        """Yield (field, whether its value is right, what is expected), once the types are."""
         for name, known in (("expert_type", EXPERT_TYPES), ("routing", SCORINGS), ("router", STARTS)):
             yield name, getattr(self, name) in known, f"one of {', '.join(known)}"
         counts = [count for count in self.counts if count]

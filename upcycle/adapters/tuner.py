@@ -1,4 +1,4 @@
-"""The tuner: where in a model of transformers experts and low-rank updates go, and how they start."""
+"""peft's tuner for adapter experts: puts them into a model of transformers and draws how they start."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The safetensors header: read strictly, write with the data placed at a chosen offset.
+"""Reads safetensors headers strictly, and writes them so that the data starts at a chosen offset.
 
 A file is `8-byte little-endian N | N bytes of JSON | data`. The JSON may end in spaces, so a writer can choose
 where the data starts; `build_header` uses that to keep tensors at the same offset modulo the block size as in
@@ -49,7 +49,7 @@ _MAX_DIMENSIONS = 64  # of torch and NumPy
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Where one tensor lies on disk."""
+    """One tensor of a file: its name, dtype, shape and where its bytes are."""
 
     name: str
     dtype: str  # a key of DTYPE_BITS
@@ -183,7 +183,7 @@ def build_header(
 
 
 def _specs(scanner: Scanner, data_start: int) -> Iterator[TensorSpec]:
-    """Yield the tensors in the order of the JSON."""
+    """Yield the tensors of a header in the order of its JSON."""
     if not scanner.at_object():
         raise CheckpointError("the header does not begin with an object", where=scanner.where)
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # most tensors share theirs with others
@@ -200,7 +200,7 @@ def _specs(scanner: Scanner, data_start: int) -> Iterator[TensorSpec]:
 
 
 def _check_metadata(scanner: Scanner) -> None:
-    """Nothing here needs the metadata, but what others would refuse is refused."""
+    """Refuse metadata that safetensors would refuse; nothing here uses it."""
     names: set[str] = set()
     strings = scanner.at_object()
     for name in scanner.members() if strings else ():

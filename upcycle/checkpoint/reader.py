@@ -1,4 +1,4 @@
-"""A checkpoint directory: its config, its tensors and its side files, checked before anything is used."""
+"""Opens a checkpoint directory: reads and checks its config, headers and index, and refuses unsafe links and names."""
 
 import os
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 MAX_SIDE_BYTES = 100_000_000
-"""Of a file beside the weights, which is read whole; the largest tokenizers take a third of it."""
+"""Largest file beside the weights, which are read whole; the largest tokenizers take a third of it."""
 CHAT_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 GENERATION_FILE = "generation_config.json"
 
@@ -42,7 +42,7 @@ _MAX_FILE_NAME = 255  # bytes, of every common file system
 
 
 class Files(Protocol):
-    """Where the files of a checkpoint are: a directory, or a repository on the Hub."""
+    """The files of a checkpoint, wherever they are: in a directory, or in a repository on the Hub."""
 
     @property
     def place(self) -> Path:

@@ -26,7 +26,7 @@ def logits(model: Any, ids_T: Tensor) -> Tensor:
 
 
 def greedy(model: Any, ids_T: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """Return the `count` likeliest tokens, one after the other, and by how much each was ahead of the second."""
+    """Return `count` tokens, each the likeliest after those before it, and how far its logit is above the second."""
     tokens, margins = [], []
     for _ in range(count):
         last_V = logits(model, ids_T)[-1]
