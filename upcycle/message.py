@@ -10,6 +10,6 @@ def listed(items: Iterable[object], most: int = 4, *, between: str = ", ", cut: 
     return between.join(shown[:most]) + (f"{between.rstrip(' ,')} and {rest} more" if rest > 0 else "")
 
 
-def quoted(value: object, cut: int = 120) -> str:
+def quoted(value: object, cut: int = 60) -> str:
     """Return a value of any kind as Python writes it, in ASCII, so that it can neither fill nor control a terminal."""
     return ascii(value)[:cut]

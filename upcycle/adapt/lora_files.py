@@ -110,7 +110,9 @@ def _check_config(config: Mapping[str, Any], where: Path) -> None:
                              hint=_MERGE)  # fmt: skip
         if name not in _REFUSED and name not in _UNUSED and value not in (None, False, [], {}, ""):
             raise InputError(
-                "has a field that is not known of LoRA", where=where, found=f"{quoted(name)} = {quoted(value)}"
+                "has a field that is not known of LoRA",
+                where=where,
+                found=f"{quoted(name)} = {quoted(value)}",
             )
     if config.get("bias", "none") != "none":
         raise InputError("cannot be an expert: it trains biases", where=where, found=f"bias = {quoted(config['bias'])}",

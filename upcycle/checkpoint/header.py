@@ -217,7 +217,7 @@ def _check_metadata(scanner: Scanner) -> None:
 
 
 def _refuse_duplicate(name: str, path: Path) -> NoReturn:
-    raise CheckpointError(f"not valid JSON (duplicate key {quoted(name)})", where=path)
+    raise CheckpointError(f"not valid JSON (duplicate key {quoted(name, 120)})", where=path)
 
 
 def _spec(
@@ -258,7 +258,7 @@ def check_name(name: str, where: str | Path) -> None:
             expected=f"at most {MAX_NAME}",
         )
     if not name.isprintable() or not name or "/" in name or "\\" in name or ".." in name:
-        raise CheckpointError("unsafe tensor name", where=where, found=quoted(name))
+        raise CheckpointError("unsafe tensor name", where=where, found=quoted(name, 120))
 
 
 def _is_sizes(value: Any) -> bool:

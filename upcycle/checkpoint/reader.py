@@ -185,7 +185,7 @@ def read_weight_map(files: Files, index: str, suffix: str) -> dict[str, str]:
             raise CheckpointError(
                 f"unsafe file name for tensor {tensor!r}",
                 where=path,
-                found=quoted(shard),
+                found=quoted(shard, 120),
                 expected=f"a {suffix} file name without directories",
             )
     return weight_map

@@ -83,7 +83,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"duplicate key {quoted(key)}")
+            raise ValueError(f"duplicate key {quoted(key, 120)}")
         result[key] = value
     return result
 

@@ -74,7 +74,7 @@ def _is_pickled(files: Directory) -> bool:
     raise CheckpointError(
         "holds pickled weights under other names than are read",
         where=files.place,
-        found=quoted(others[0]),
+        found=quoted(others[0], 120),
         expected=f"{PICKLED_FILE} or {PICKLED_INDEX}",
     )
 
