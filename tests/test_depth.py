@@ -6,17 +6,17 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.drawn_adapters import draw_adapter
-from upcycle.adapt.depth import (
+from upcycle.adapt.depth import cut_adapter
+from upcycle.checkpoint.adapter import open_adapter
+from upcycle.moe.memory import (
     FLOAT_BYTES,
     MARGIN,
     PROCESS_BYTES,
     available_memory,
-    cut_adapter,
     layer_of,
     layers_that_fit,
     memory_needed,
 )
-from upcycle.checkpoint.adapter import open_adapter
 
 SIZES = {
     "model.embed_tokens.weight": 1000, "model.layers.0.mlp.weight": 10, "model.layers.0.self_attn.weight": 5,
@@ -38,6 +38,7 @@ def test_layers_of_tensors(name: str, layer: int | None) -> None:
 def test_memory_needed_counts_what_is_loaded_and_the_largest_layer_twice() -> None:
     for layers, count in ((0, 2000), (1, 2000 + 15 + 15), (2, 2000 + 45 + 30), (11, 2000 + 52 + 30)):
         assert memory_needed(SIZES.items(), layers, 7) == PROCESS_BYTES + 7 + round(MARGIN * FLOAT_BYTES * count)
+        assert memory_needed(SIZES.items(), layers, 7, 2) == PROCESS_BYTES + 7 + round(MARGIN * 2 * count)
 
 
 def test_the_larger_model_decides() -> None:

@@ -13,12 +13,14 @@ from tests.conftest import edit_json
 from tests.drawn_adapters import draw_adapter, formula_model, scale_tensors
 from tests.merging import logits_error, run_merge
 from tests.test_compact import float32_copy
-from upcycle.adapt import changes, proof, reread
-from upcycle.adapt.depth import memory_needed
+from upcycle.adapt import changes, proof
 from upcycle.adapt.merge import _drafted, merge, rehearse
 from upcycle.build import builder
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import CheckpointError, InputError, RequestError, UnsupportedError, UpcycleError
+from upcycle.moe import reread
+from upcycle.moe.clean_run import CleanRun
+from upcycle.moe.memory import memory_needed
 from upcycle.plan.report import Report
 from upcycle.requests.merge import Merge
 
@@ -235,14 +237,12 @@ def test_proven_in_a_clean_process(base: Path, tmp_path: Path) -> None:
 def test_what_computes_something_else_gets_no_name(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = draw_adapter(base, tmp_path / "adapter", "lora")
 
-    def clean_run(
-        _output: Path, ids_T: torch.Tensor, _text: object, _layers: int
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+    def clean_run(_output: Path, ids_T: torch.Tensor, _text: object, _layers: int) -> CleanRun:
         model = formula_model(base, adapter)
         logits = reread.logits(model, ids_T)
         tokens, _ = reread.greedy(model, ids_T[: proof.PROMPT], proof.NEW_TOKENS)
         told = {"class": "X", "version": "5", "loading": {}, "upcycle": False, "tokens": tokens, "read": None}
-        return logits + 1e-3, told
+        return CleanRun(logits + 1e-3, told)
 
     monkeypatch.setattr(proof, "_clean_run", clean_run)
     request = Merge(adapter=str(adapter), out=str(tmp_path / "out"))
@@ -341,7 +341,7 @@ def test_only_later_layers_are_excused() -> None:
         ({**later, "missing_keys": ["model.layers.0.mlp.gate.weight"]}, "FAIL"),
     ):
         report = Report()
-        proof._report_loading(report, {**told, "loading": loading}, 1)
+        proof._report_loading(report, CleanRun(torch.empty(0, 0), {**told, "loading": loading}), 1)
         assert report.lines[0].verdict == verdict
         assert "layers.1" not in report.lines[0].text
 
@@ -355,7 +355,7 @@ def test_the_first_layer_of_every_variant(variant: Path, tmp_path: Path) -> None
     adapter = draw_adapter(base, tmp_path / "adapter", "bottleneck", attention_rank=3)
     windowed = (open_checkpoint(base).config.get("sliding_window") or 64) < 64
     ids_T = torch.arange(40) % 96
-    expected_TV, _, _ = proof._adapter_run(base, adapter, ids_T, 1)
+    expected_TV = proof._adapter_run(base, adapter, ids_T, 1).logits_TV
     compact = [] if windowed else [("compact", "granitemoeshared"), ("compact", "qwen2_moe")]
     for to, target in (("full", None), *compact):
         out = tmp_path / f"out-{target}"

@@ -225,8 +225,8 @@ NAMES = {
 }
 PLACES = ("/proc", "/dev/", "/sys/", "/tmp", "/etc")
 GUARDED = {
-    ("upcycle/adapt/depth.py", "available_memory"): {"/proc/meminfo", "/sys/fs/cgroup"},
-    ("upcycle/adapt/depth.py", "give_back"): {"CDLL"},
+    ("upcycle/moe/memory.py", "available_memory"): {"/proc/meminfo", "/sys/fs/cgroup"},
+    ("upcycle/moe/memory.py", "give_back"): {"CDLL"},
     ("upcycle/checkpoint/lock.py", "_lock"): {"fcntl", "msvcrt"},
     ("upcycle/checkpoint/place.py", "exchange"): {"CDLL", "renameat2"},
     ("upcycle/checkpoint/writer.py", "_move_in_kernel"): {"copy_file_range"},

@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.drawn_adapters import draw_adapter
 from tests.merging import run_merge
-from tests.models import save_dense
+from tests.models import SMALL, save_dense
 from upcycle.checkpoint.header import read_header
 from upcycle.checkpoint.reader import open_checkpoint
+from upcycle.convert import plain
 from upcycle.convert.parity import run_both
 from upcycle.errors import CheckpointError, InputError
 from upcycle.families.config import find_pair
+from upcycle.moe.clean_run import CleanRun
+from upcycle.moe.memory import memory_needed
 from upcycle.moe.probe import LEARNING_RATE, probe_layer
 from upcycle.pipeline.stages import convert, verify
 from upcycle.plan.report import Report
@@ -41,6 +44,13 @@ def converted(tmp_path: Path) -> Converted:
         return out
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _no_second_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting one that imports transformers takes seconds: only where that is what is tested."""
+    if "plain" not in request.node.name:
+        monkeypatch.setattr(plain, "report_plain", lambda *_: None)
 
 
 def check(dense: Path, moe: Path, **options: Any) -> Report:
@@ -333,3 +343,67 @@ def test_a_tokenizer_that_was_chosen_counts_for_both_models(converted: Converted
     notes = {line.name: line.text for line in report.lines}
     assert notes["tokens"] == "those of the tokenizer that --tokenizer chose, for both models"
     assert "logits" in notes
+
+
+# Plain transformers with its defaults
+
+
+def test_plain_transformers_runs_what_is_verified(tiny: Path, converted: Converted) -> None:
+    moe = converted(tiny)
+    report = check(tiny, moe)
+    assert report.passed
+    assert "plain transformers" not in verdicts(check(tiny, moe, tensors_only=True))
+    said = re.fullmatch(
+        r"MixtralForCausalLM [\d.]+, bfloat16, grouped_mm: loads and runs with its defaults, loss ([\d.]+)",
+        text_of(report, "plain transformers"),
+    )
+    assert said
+    assert float(said[1]) == pytest.approx(report.figures["parity"]["moe_loss"], rel=0.02)  # bfloat16: 1 / 256
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(50, 48), (40, 60)])
+def test_what_plain_transformers_stops_at_is_not_verified(
+    hidden: int, width: int, tmp_path: Path, converted: Converted
+) -> None:
+    """50 values of 2 bytes are 100 bytes, 60 are 120: neither is a multiple of 16."""
+    config = LlamaConfig(**{**SMALL, "hidden_size": hidden, "intermediate_size": width, "num_attention_heads": 5,
+                            "num_key_value_heads": 5})  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "dense")
+    report = check(tmp_path / "dense", converted(tmp_path / "dense"))
+    assert {line.name for line in report.lines if line.verdict == "FAIL"} == {"plain transformers"}
+    assert text_of(report, "plain transformers") == (
+        "it stops with its defaults (RuntimeError: strides should be multiple of 16 bytes); "
+        'only experts_implementation="eager" runs it'
+    )
+
+
+def test_as_many_layers_as_fit_run_in_plain_transformers(
+    tiny: Path, converted: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moe = open_checkpoint(converted(tiny))
+    sizes = [(spec.name, spec.elements) for spec in moe.tensors.values()]
+    one = memory_needed(sizes, 1, 4 * 4 * 8 * 96, 2)  # 4 times 8 x 96 logits in 4 bytes; weights in 2
+    monkeypatch.setattr(plain, "available_memory", lambda: one)
+    report = Report()
+    plain.report_plain(report, moe, torch.arange(8), 0.0)
+    assert verdicts(report) == {"plain transformers": "note"}
+    assert text_of(report, "plain transformers").endswith(
+        "with its defaults; the first 1 of 2 layers, which is what fits in 0.5 GB"
+    )
+    monkeypatch.setattr(plain, "available_memory", lambda: one - 1)
+    plain.report_plain(report, moe, torch.arange(8), 0.0)
+    assert (report.lines[1].verdict, report.lines[1].text) == (
+        "note", "not run: one layer takes 0.5 GB, and 0.5 GB are free"
+    )  # fmt: skip
+
+
+def test_another_model_in_plain_transformers_is_a_failure() -> None:
+    """Equal logits for 4 tokens: a loss of ln 4 = 1.386 nats."""
+    run = CleanRun(torch.zeros(3, 4), {"dtype": "bfloat16"})
+    ids_T = torch.tensor([0, 1, 2])
+    assert plain._wrong(run, ids_T, 2, 2, 1.4) is None
+    assert plain._wrong(run, ids_T, 2, 1, 3.0) is None  # one layer of two: its loss says nothing
+    said = plain._wrong(run, ids_T, 2, 2, 3.0)
+    assert said == "it computes something else in bfloat16: loss 1.3863, in float32 3.0000"
+    run.logits_TV[1, 1] = torch.inf
+    assert plain._wrong(run, ids_T, 2, 2, 1.4) == "its logits in bfloat16 are not finite"

@@ -1,6 +1,5 @@
 """Adapter experts on a dense model: built from its config on no device at all, so that no weight of it is read."""
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from upcycle.adapt.prototypes import prototypes
 from upcycle.adapters import ExpertsConfig
 from upcycle.build.adapter_experts import PEFT_PREFIX, linear_shapes, module_name, modules_of, router_name
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from upcycle.checkpoint.digest import seed_from, sha256_of
 from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.place import RECEIPT_FILE, check_out
 from upcycle.checkpoint.reader import (
@@ -82,7 +82,7 @@ def attach(base: Path, request: Attach, loras: Sequence[Path] = ()) -> Attached:
     check_out(out, (base, *loras), overwrite=request.overwrite)
     draft = _single_lora(matched, request, checkpoint) if request.baseline else _experts(matched, request, base, loras)
     files = _files(draft, request, checkpoint)
-    identity = {"adapter": hashlib.sha256(files[ADAPTER_WEIGHTS] + files[ADAPTER_CONFIG]).hexdigest()}
+    identity = {"adapter": sha256_of(files[ADAPTER_WEIGHTS] + files[ADAPTER_CONFIG])}
     with open_staging(out, identity, resume=not request.overwrite, overwrite=request.overwrite) as staging:
         for name, data in files.items():
             write_durably(staging.path / name, data)
@@ -182,8 +182,7 @@ def _single_lora(matched: Match, request: Attach, checkpoint: Checkpoint) -> _Dr
     tensors: dict[str, Tensor] = {}
     for (name, module), (outputs, inputs) in shapes.items():
         update = LowRank(inputs, outputs, rank if module in ffn else request.attention_rank, scaling=1.0)
-        seed = hashlib.sha256(f"{request.seed}:{name}".encode()).digest()
-        update.draw(torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1))
+        update.draw(torch.Generator().manual_seed(seed_from(f"{request.seed}:{name}")))
         tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = update.lora_A.detach()
         tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = update.lora_B.detach()
     last = [name.rpartition(".")[2] for name in attention]
@@ -227,6 +226,6 @@ def _files(draft: _Draft, request: Attach, checkpoint: Checkpoint) -> dict[str, 
         "made": "adapter",
         "versions": {"upcycle": upcycle.__version__, "torch": str(torch.__version__)},
         "recipe": recipe,
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "files": {name: sha256_of(data) for name, data in files.items()},
     }
     return {**files, RECEIPT_FILE: json.dumps(receipt, indent=2).encode() + b"\n"}

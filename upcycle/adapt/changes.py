@@ -1,7 +1,6 @@
-"""What tells every expert of a merge from the base: experts that are copies of it would be merged for nothing.
+"""Checks that the experts of a merge differ from the base, before anything is written and again on disk.
 
-Merges have lost what was trained without a word, in rounding or by leaving the experts out; so it is looked at before
-anything is written, and again on disk.
+Rounding, or a tool that leaves experts out, can lose everything that was trained without an error.
 """
 
 from collections import defaultdict
@@ -14,6 +13,7 @@ import numpy as np
 from upcycle.adapt.draft import Change, Draft, disk_slice
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import UnsupportedError
+from upcycle.message import listed
 from upcycle.plan.compute import encoded_blocks
 from upcycle.plan.dtypes import DTYPE_WORDS
 from upcycle.plan.report import Report
@@ -33,20 +33,20 @@ def refuse_unchanged(draft: Draft, base: Path) -> None:
     raise UnsupportedError(
         f"the experts of {len(layers)} layers equal the base in {', '.join(sorted(dtypes))}: mere copies of it",
         where=base,
-        found=", ".join(names[:NAMED]) + (" ..." if len(names) > NAMED else ""),
+        found=listed(names, NAMED),
         hint="the adapter is untrained, or what it learned is lost in rounding, which --dtype f32 prevents",
     )
 
 
 def report_experts(report: Report, draft: Draft, output: Checkpoint) -> None:
-    """Every expert, as it is on disk, is another than the base."""
+    """Add a line: whether every expert differs from the base in the file that was written."""
     every = {(change.layer, change.expert) for change in draft.changes}
     same = {(change.layer, change.expert) for change in _unchanged_experts(draft.changes, output)}
     if not same:
         report.add("experts", True, f"all {len(every)} differ from the base on disk")
         return
-    names = "; ".join(f"layer {layer}, expert {expert}" for layer, expert in sorted(same)[:NAMED])
-    text = f"{len(same)} of {len(every)} equal the base: {names}" + (" ..." if len(same) > NAMED else "")
+    names = [f"layer {layer}, expert {expert}" for layer, expert in sorted(same)]
+    text = f"{len(same)} of {len(every)} equal the base: {listed(names, NAMED, between='; ')}"
     report.add("experts", False, text, otherwise="FAIL" if _whole_layers(draft.changes, same) else "note")
 
 
@@ -66,7 +66,7 @@ def _unchanged_experts(changes: Iterable[Change], output: Checkpoint | None) -> 
 
 
 def _differs(change: Change, output: Checkpoint | None) -> bool:
-    """Whether any value is another than the base's; reads no further than to the first."""
+    """Whether any value differs from the base's; stops reading at the first that does."""
     found = _planned(change) if output is None else _on_disk(change, output)
     base = _planned(replace(change, write=replace(change.write, source=change.base)))
     return any((ours != theirs).any() for ours, theirs in _side_by_side(found, base))

@@ -1,4 +1,4 @@
-"""Existing LoRA adapters as experts: each LoRA's update of the FFN becomes one expert, its scale folded into B.
+"""Makes experts of existing LoRA adapters: each LoRA's update of the FFN becomes one expert, its scale folded into B.
 
 | a LoRA that | becomes |
 |---|---|
@@ -26,12 +26,13 @@ from upcycle.build.adapter_experts import expert_name, module_name, update_names
 from upcycle.errors import InputError, RequestError
 from upcycle.families.dense.dense import Dense
 from upcycle.families.match import Match
+from upcycle.message import listed, quoted
 from upcycle.requests.attach import AttentionDeltas
 
 
 @dataclass(frozen=True)
 class Composed:
-    """Experts made of LoRAs, under the names that an adapter's file has them."""
+    """Experts made of LoRAs; their tensors have the names that an adapter's file gives them."""
 
     dense: Dense  # the model's architecture
     experts: int
@@ -188,14 +189,14 @@ def _base_notes(loras: Sequence[Lora], base: str | None) -> list[str]:
     if not base:
         return []
     return [
-        f"{lora} names {ascii(lora.base)[:120]} as its base, not {ascii(base)[:120]}; its shapes fit"
+        f"{lora} names {quoted(lora.base, 120)} as its base, not {quoted(base, 120)}; its shapes fit"
         for lora in loras
         if lora.base and _model_name(lora.base) != _model_name(base)
     ]
 
 
 def _model_name(place: str) -> str:
-    """The name that a path or a Hub id ends in; of a directory in the Hub's cache, the repository's."""
+    """Return the last part of a path or Hub id; for a directory in the Hub's cache, the repository's name."""
     parts = PurePath(place).parts
     cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
     return (cached or list(parts) or [place])[-1].lower()
@@ -244,5 +245,4 @@ def _attention_notes(
 
 def _numbers(layers: Sequence[int]) -> str:
     """`layer 3`, `layers 0, 1, 2, 3 and 24 more`."""
-    shown, more = ", ".join(map(str, layers[:4])), len(layers) - 4
-    return f"layer{'s' if len(layers) > 1 else ''} {shown}" + (f" and {more} more" if more > 0 else "")
+    return f"layer{'s' if len(layers) > 1 else ''} {listed(layers)}"

@@ -1,4 +1,4 @@
-"""A merge that has been planned: what it writes, and by what its experts differ from the base."""
+"""The data of a planned merge: what it writes, and which values make its experts differ from the base."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from upcycle.plan.sources import Copy, Source, Zeros
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What makes one expert another than the base: the values that are written, and those that would be no change."""
+    """One tensor in which an expert differs from the base: the values written, and those that would change nothing."""
 
     layer: int
     expert: int

@@ -1,4 +1,4 @@
-"""A LoRA adapter as peft saves it: read strictly, and refused by name where it is more than low-rank updates.
+"""Reads a LoRA adapter that peft saved; refuses, naming the field or tensor, what is more than low-rank updates.
 
 Shapes: R rank, X inputs, Y outputs.
 """
@@ -6,7 +6,7 @@ Shapes: R rank, X inputs, Y outputs.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, open_adapter
 from upcycle.checkpoint.header import TensorSpec
+from upcycle.checkpoint.strict_json import is_finite_number
 from upcycle.errors import InputError
 from upcycle.families.match import FLOATS
+from upcycle.message import quoted
 from upcycle.plan.values import read_blocks
 
 
@@ -49,7 +51,7 @@ class Lora:
 
 
 def read_lora(directory: Path) -> Lora:
-    """Read the adapter in `directory`; whether it fits a base is not looked at.
+    """Read the adapter in `directory`, without comparing it with a base.
 
     Raises InputError for what is not there, is not sound, or is not a plain LoRA of linear layers: other kinds of
     adapters, variants of LoRA, biases, whole weights beside the LoRA, NaN and infinity.
@@ -66,7 +68,7 @@ def read_lora(directory: Path) -> Lora:
 
 _MERGE = "merge it into a model with peft and attach to that, or train it without"
 _PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Values of `init_lora_weights` that leave the base as it is; others take from it what A and B begin with."""
+"""Values of `init_lora_weights` that leave the base as it is; others move a part of it into A and B."""
 
 _REFUSED: Mapping[str, str] = {
     "use_dora": "DoRA also scales whole weights, which is no low-rank update",
@@ -101,22 +103,26 @@ _UNUSED = {
 def _check_config(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise InputError("is no LoRA adapter", where=where, found=f"peft_type {_said(kind)}", expected="LORA")
+        raise InputError("is no LoRA adapter", where=where, found=f"peft_type {quoted(kind)}", expected="LORA")
     for name, value in config.items():
         if name in _REFUSED and value not in (None, False, [], {}):
-            raise InputError(f"cannot be an expert: {_REFUSED[name]}", where=where, found=f"{name} = {_said(value)}",
+            raise InputError(f"cannot be an expert: {_REFUSED[name]}", where=where, found=f"{name} = {quoted(value)}",
                              hint=_MERGE)  # fmt: skip
         if name not in _REFUSED and name not in _UNUSED and value not in (None, False, [], {}, ""):
-            raise InputError("says what is not known of LoRA", where=where, found=f"{_said(name)} = {_said(value)}")
+            raise InputError(
+                "has a field that is not known of LoRA",
+                where=where,
+                found=f"{quoted(name)} = {quoted(value)}",
+            )
     if config.get("bias", "none") != "none":
-        raise InputError("cannot be an expert: it trains biases", where=where, found=f"bias = {_said(config['bias'])}",
+        raise InputError("cannot be an expert: it trains biases", where=where, found=f"bias = {quoted(config['bias'])}",
                          expected="none", hint=_MERGE)  # fmt: skip
     init = config.get("init_lora_weights")
     if not any(init is plain or (isinstance(plain, str) and init == plain) for plain in _PLAIN_INITS):
         raise InputError(
             "cannot be an expert: it was trained on a base that its start had changed",
             where=where,
-            found=f"init_lora_weights = {_said(init)}",
+            found=f"init_lora_weights = {quoted(init)}",
             hint="save it again with peft's path_initial_model_for_weight_conversion, which makes it a plain LoRA",
         )
 
@@ -147,15 +153,15 @@ class _Scales:
                 found, expected = f"{len(pattern)} patterns", f"at most {_MAX_PATTERNS}"
                 raise InputError(f"{name} is too long", where=where, found=found, expected=expected)
             if not isinstance(pattern, dict):
-                raise InputError(f"{name} is no object", where=where, found=_said(pattern))
+                raise InputError(f"{name} is no object", where=where, found=quoted(pattern))
             for key, value in pattern.items():
                 _check_pattern(key, f"{where}: {name}")
-                _check_number(f"{name} of {_said(key)}", value, where)
+                _check_number(f"{name} of {quoted(key)}", value, where)
         for name in ("r", "lora_alpha"):
             _check_number(name, config.get(name, 8), where)
         stabilised = config.get("use_rslora") or False
         if type(stabilised) is not bool:
-            raise InputError("use_rslora is neither true nor false", where=where, found=_said(stabilised))
+            raise InputError("use_rslora is neither true nor false", where=where, found=quoted(stabilised))
         return cls(where, config.get("r", 8), config.get("lora_alpha", 8), patterns[0], patterns[1], stabilised)
 
     def scale(self, module: str, rank: int) -> float:
@@ -181,16 +187,16 @@ def _check_pattern(pattern: str, where: str) -> None:
     """Regular expressions from outside: those that could take forever are refused."""
     repeats = len(re.findall(r"[*+{?]", pattern))
     if len(pattern) > _MAX_PATTERN or repeats > _MAX_REPEATS or re.search(r"\)[*+{?]", pattern):
-        raise InputError("a pattern that is too involved", where=where, found=_said(pattern))
+        raise InputError("a pattern that is too involved", where=where, found=quoted(pattern))
     try:
         re.compile(_anchored(pattern))
     except re.error as error:
-        raise InputError("not a regular expression", where=where, found=f"{_said(pattern)} ({error.msg})") from None
+        raise InputError("not a regular expression", where=where, found=f"{quoted(pattern)} ({error.msg})") from None
 
 
 def _check_number(name: str, value: Any, where: Path) -> None:
-    if type(value) not in (int, float) or not isfinite(value) or abs(value) > 2**31:
-        raise InputError(f"{name} is no number that can be used", where=where, found=_said(value))
+    if not is_finite_number(value) or abs(value) > 2**31:
+        raise InputError(f"{name} is no number that can be used", where=where, found=quoted(value))
 
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>[\w.]+)\.lora_(?P<factor>[AB])\.weight", re.ASCII)
@@ -252,7 +258,3 @@ def _read(spec: TensorSpec) -> Tensor:
     if len(wrong):
         raise InputError(f"tensor {spec.name!r} is not finite in float32", where=spec.path, found=float(wrong[0]))
     return values
-
-
-def _said(value: object) -> str:
-    return ascii(value)[:120]

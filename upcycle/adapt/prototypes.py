@@ -1,4 +1,4 @@
-"""Prototypes: rows of a router that is not trained yet, from what the experts react to (Arrow, 2405.11157).
+"""Starts a router from its experts: each row is the input that the expert's update answers most (Arrow, 2405.11157).
 
 Shapes: E experts, D hidden, F intermediate, R rank.
 """

@@ -1,14 +1,14 @@
-"""`adapter_config.json` of adapter experts: what is needed to build them again on the model they belong to."""
+"""The settings in the `adapter_config.json` of adapter experts, from which peft builds them again on their base."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from math import isfinite
 from typing import Any
 
 from peft import PeftConfig
 
 from upcycle.checkpoint.adapter import EXPERTS
+from upcycle.checkpoint.strict_json import is_finite_number
 from upcycle.requests.attach import DEFAULT_SCALING
 
 PEFT_TYPE = EXPERTS
@@ -22,7 +22,7 @@ PARTS = ("block", "gate", "up", "down")
 
 @dataclass
 class ExpertsConfig(PeftConfig):
-    """Settings of adapter experts; raises ValueError for what none can have, as peft does.
+    """Settings of adapter experts; raises ValueError for impossible ones, as peft does.
 
     The names of modules are taken from upcycle's families where they are not given.
     """
@@ -75,18 +75,18 @@ class ExpertsConfig(PeftConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected {expected}")
 
     def _types(self) -> Iterator[tuple[str, object, str]]:
-        """Yield what must hold of the fields' types: they may come out of a file."""
+        """Yield (field, whether its type is right, what is expected): the values may come from a file."""
         for name in ("top_k", "rank", "attention_rank", "seed"):
             yield name, type(getattr(self, name)) is int, "a whole number"
         for name in ("scaling", "attention_scaling", "router_std", "balance_coef", "z_coef"):
-            yield name, _is_finite(getattr(self, name)), "a finite number"
+            yield name, is_finite_number(getattr(self, name)), "a finite number"
         listed = isinstance(self.num_experts, int | list | tuple)
         yield "num_experts", listed and all(type(count) is int for count in self.counts), "whole numbers"
         yield "ffn", self.ffn is None or _names(self.ffn, PARTS), f"the names of {', '.join(PARTS)}"
         yield "attention", self.attention is None or _are_texts(self.attention), "a list of names"
 
     def _rules(self) -> Iterator[tuple[str, object, str]]:
-        """Yield what must hold of the values, given that their types do."""
+        """Yield (field, whether its value is right, what is expected), once the types are."""
         for name, known in (("expert_type", EXPERT_TYPES), ("routing", SCORINGS), ("router", STARTS)):
             yield name, getattr(self, name) in known, f"one of {', '.join(known)}"
         counts = [count for count in self.counts if count]
@@ -114,10 +114,6 @@ def spread_over_depth(counts: Sequence[int], layers: int) -> list[int]:
     if len(counts) > layers:
         raise ValueError(f"num_experts is {list(counts)}, expected at most one number for each of {layers} layers")
     return [counts[layer * len(counts) // layers] for layer in range(layers)]
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _are_texts(values: object) -> bool:

@@ -1,4 +1,4 @@
-"""Layers of a model with adapters: peft's bookkeeping around the plain modules of `upcycle.moe.adapters`."""
+"""Layers that peft puts in the place of an FFN or a linear layer, around the modules of `upcycle.moe.adapters`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A base model and an adapter, put together."""
+"""Loads an adapter onto its base model, and finds the layers with experts in it."""
 
 import warnings
 from pathlib import Path

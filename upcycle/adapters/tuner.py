@@ -1,6 +1,5 @@
-"""The tuner: where in a model of transformers experts and low-rank updates go, and how they start."""
+"""peft's tuner for adapter experts: puts them into a model of transformers and draws how they start."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from torch import Generator, Tensor, nn
 import upcycle
 from upcycle.adapters.config import ExpertsConfig, spread_over_depth
 from upcycle.adapters.layers import AdapterLayer, ExpertsLayer, LowRankLayer
+from upcycle.checkpoint.digest import seed_from
 from upcycle.families.pairs import DENSE
 from upcycle.moe.adapters import (
     AdapterRouter,
@@ -185,5 +185,4 @@ def _device(module: nn.Module) -> torch.device:
 def _draw(module: nn.Module, draw: Any, config: ExpertsConfig, key: str) -> None:
     """Draw a module's start, keyed by seed and name; on the meta device there is nothing to draw."""
     if all(parameter.device.type != "meta" for parameter in module.parameters()):
-        digest = hashlib.sha256(f"{config.seed}:{key}".encode()).digest()
-        draw(generator=Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1))
+        draw(generator=Generator().manual_seed(seed_from(f"{config.seed}:{key}")))

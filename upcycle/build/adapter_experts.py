@@ -5,12 +5,12 @@ Shapes: E experts of a layer, D hidden, F intermediate, R rank (or the width of 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, Adapter, open_adapter
 from upcycle.checkpoint.header import TensorSpec, rows_of
+from upcycle.checkpoint.strict_json import is_finite_number
 from upcycle.errors import CheckpointError, UnsupportedError
 from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.match import FLOATS, Match
@@ -135,7 +135,7 @@ def _fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
         "rank": type(config.get("rank")) is int and config["rank"] >= 1,
         "attention_rank": type(config.get("attention_rank")) is int and config["attention_rank"] >= 0,
         "routing": config.get("routing") in ("topk", "dense", "top1"),
-        **{name: _is_finite(config.get(name)) for name in ("scaling", "attention_scaling")},
+        **{name: is_finite_number(config.get(name)) for name in ("scaling", "attention_scaling")},
         "shared_a": type(config.get("shared_a")) is bool,
     }
     wrong = [f"{name} {ascii(config.get(name))[:40]}" for name, fine in good.items() if not fine]
@@ -147,10 +147,6 @@ def _fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
         "kind": config["expert_type"],
         "experts": tuple(config["num_experts"]),
     }
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value)
 
 
 def _check_tensors(saved: AdapterExperts, matched: Match) -> None:

@@ -1,1 +1,1 @@
-"""Bytes on disk: strict in, crash-safe out. No torch."""
+"""Reads checkpoints strictly and writes outputs so that a crash never leaves one that looks finished; no torch."""

@@ -1,4 +1,4 @@
-"""An adapter directory: its config, its tensors, and the model that it belongs to."""
+"""Opens an adapter directory: its config, the header of its tensors, and which base model it belongs to."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from upcycle.checkpoint.header import TensorSpec
 from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.reader import Directory, open_checkpoint
 from upcycle.errors import CheckpointError, InputError
+from upcycle.message import quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -24,7 +25,7 @@ MAX_REPEATS, MAX_PATTERN = 3, 500
 
 @dataclass(frozen=True)
 class Adapter:
-    """A peft adapter; tensors are known from the header, no data has been read."""
+    """A peft adapter on disk; its tensors are known from the header, no data has been read."""
 
     directory: Path
     config: dict[str, Any]
@@ -32,7 +33,7 @@ class Adapter:
 
     @property
     def base(self) -> str:
-        """The model that it belongs to, as it can be located: a directory, or a Hub id with its revision."""
+        """The base model's place: a directory, or a Hub id, followed by @ and its revision where it has one."""
         name, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         if not isinstance(name, str) or not name:
             raise InputError(
@@ -43,29 +44,29 @@ class Adapter:
 
     @property
     def has_experts(self) -> bool:
-        """Whether it is of upcycle's own kind."""
+        """Whether it holds experts, as only upcycle's own adapters do."""
         return bool(self.config.get("peft_type") == EXPERTS)
 
     def check_kind(self) -> None:
-        """Raise InputError for an adapter that upcycle neither trains nor runs; a plain LoRA is one that it does.
+        """Raise InputError unless the adapter holds experts or is a plain LoRA, the kinds that upcycle can run.
 
-        Patterns of module names, which peft matches as regular expressions, may not be such as take forever.
+        Also refused are LoRAs whose module names are regular expressions that could take forever to match.
         """
         kind = self.config.get("peft_type")
         if kind not in (EXPERTS, LORA):
             raise InputError(
-                "is an adapter of a kind that cannot be used here", where=self.directory, found=ascii(kind)[:40],
+                "is an adapter of a kind that cannot be used here", where=self.directory, found=quoted(kind, 40),
                 expected=f"{EXPERTS} or {LORA}",
             )  # fmt: skip
-        involved = list(filter(_is_involved, self._patterns()))
-        if kind == LORA and involved:
+        slow = list(filter(_is_slow, self._patterns()))
+        if kind == LORA and slow:
             raise InputError(
                 "holds a pattern of module names, which could take forever to match", where=self.directory,
-                found=ascii(involved[0])[:80], expected="names, or a simple pattern",
+                found=quoted(slow[0], 80), expected="names, or a simple pattern",
             )  # fmt: skip
 
     def _patterns(self) -> Iterator[str]:
-        """Yield what peft would take for regular expressions."""
+        """Yield the config's strings that peft matches as regular expressions."""
         for name in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
             value = self.config.get(name)
             if isinstance(value, str):
@@ -83,7 +84,7 @@ class Adapter:
             revision = self.config.get("revision")
             at = f" at revision {revision}" if revision else ""
             raise InputError(
-                "is not the model that the adapter was made for: its weights are others", where=base,
+                "is not the model that the adapter was made for: its weights differ", where=base,
                 found=f"fingerprint {found[:16]}",
                 expected=f"{str(wanted)[:16]}, of {self.config.get('base_model_name_or_path')}{at}",
                 hint="--base names another directory",
@@ -91,12 +92,12 @@ class Adapter:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether this is an adapter, and not a model."""
+    """Whether the directory holds an adapter and no model."""
     return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
 
 
 def open_adapter(directory: Path) -> Adapter:
-    """Read config and header; raise CheckpointError when anything is missing or malformed."""
+    """Read an adapter's config and header; raise CheckpointError when either is missing or malformed."""
     if not directory.is_dir():
         raise CheckpointError("no such adapter directory", where=directory)
     files = Directory(directory)
@@ -112,8 +113,8 @@ def open_adapter(directory: Path) -> Adapter:
     return Adapter(directory, files.json(ADAPTER_CONFIG), files.header(ADAPTER_WEIGHTS).tensors)
 
 
-def _is_involved(pattern: str) -> bool:
-    """Whether matching could take long: a group that is repeated, or many repeats."""
+def _is_slow(pattern: str) -> bool:
+    """Whether a regular expression could take long to match: a repeated group, or many repeats."""
     plain = pattern.replace("(?:", "(")
     repeats = len(re.findall(r"[*+?{]", plain))
     return len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or re.search(r"\)[*+?{]", plain) is not None

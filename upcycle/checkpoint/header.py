@@ -1,11 +1,10 @@
-"""The safetensors header: read strictly, write with the data placed at a chosen offset.
+"""Reads safetensors headers strictly, and writes them so that the data starts at a chosen offset.
 
 A file is `8-byte little-endian N | N bytes of JSON | data`. The JSON may end in spaces, so a writer can choose
 where the data starts; `build_header` uses that to keep tensors at the same offset modulo the block size as in
 their source, which is what lets file systems with reflinks share the blocks.
 """
 
-import hashlib
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.scanner import Scanner
 from upcycle.errors import CheckpointError, InputError
+from upcycle.message import quoted
 
 BLOCK = 4096
 """Bytes per file-system block, the unit in which XFS and btrfs share copies."""
@@ -48,7 +49,7 @@ _MAX_DIMENSIONS = 64  # of torch and NumPy
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Where one tensor lies on disk."""
+    """One tensor of a file: its name, dtype, shape and where its bytes are."""
 
     name: str
     dtype: str  # a key of DTYPE_BITS
@@ -150,7 +151,7 @@ def parse_header(raw: bytes | bytearray, size: int, path: Path) -> Header:
         if tensors.setdefault(spec.name, spec) is not spec:
             _refuse_duplicate(spec.name, path)
     _check_layout(specs, path, len(raw), size)
-    return Header(path, size, hashlib.sha256(raw).hexdigest(), tensors)
+    return Header(path, size, sha256_of(raw), tensors)
 
 
 def build_header(
@@ -182,7 +183,7 @@ def build_header(
 
 
 def _specs(scanner: Scanner, data_start: int) -> Iterator[TensorSpec]:
-    """Yield the tensors in the order of the JSON."""
+    """Yield the tensors of a header in the order of its JSON."""
     if not scanner.at_object():
         raise CheckpointError("the header does not begin with an object", where=scanner.where)
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # most tensors share theirs with others
@@ -199,7 +200,7 @@ def _specs(scanner: Scanner, data_start: int) -> Iterator[TensorSpec]:
 
 
 def _check_metadata(scanner: Scanner) -> None:
-    """Nothing here needs the metadata, but what others would refuse is refused."""
+    """Refuse metadata that safetensors would refuse; nothing here uses it."""
     names: set[str] = set()
     strings = scanner.at_object()
     for name in scanner.members() if strings else ():
@@ -216,7 +217,7 @@ def _check_metadata(scanner: Scanner) -> None:
 
 
 def _refuse_duplicate(name: str, path: Path) -> NoReturn:
-    raise CheckpointError(f"not valid JSON (duplicate key {ascii(name)[:120]})", where=path)
+    raise CheckpointError(f"not valid JSON (duplicate key {quoted(name, 120)})", where=path)
 
 
 def _spec(
@@ -257,7 +258,7 @@ def check_name(name: str, where: str | Path) -> None:
             expected=f"at most {MAX_NAME}",
         )
     if not name.isprintable() or not name or "/" in name or "\\" in name or ".." in name:
-        raise CheckpointError("unsafe tensor name", where=where, found=ascii(name)[:120])
+        raise CheckpointError("unsafe tensor name", where=where, found=quoted(name, 120))
 
 
 def _is_sizes(value: Any) -> bool:

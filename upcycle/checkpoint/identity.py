@@ -1,4 +1,4 @@
-"""By what a model is recognised without reading all of it: an adapter belongs to one model, not to its fine-tunes."""
+"""Computes a model's fingerprint from samples of its weights: an adapter fits that model, not its fine-tunes."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from upcycle.checkpoint.header import TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
 
 SAMPLES, SAMPLE_BYTES = 8, 64
-"""Pieces of a tensor that are looked at, evenly spread, and the size of each: training moves all of a tensor."""
+"""Pieces read of each tensor, evenly spread, and their size: enough, because training changes all of a tensor."""
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

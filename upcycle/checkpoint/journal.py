@@ -1,4 +1,4 @@
-"""What an unfinished output says about itself: which work it is, and which shards are complete and on disk.
+"""Reads and writes the journals of an unfinished output: which work it is of, and which shards are complete on disk.
 
     state.jsonl                      the fingerprint of the plan and its sources, one line
     state-00001-of-00003.jsonl       a line for every shard that part 1 of 3 has finished

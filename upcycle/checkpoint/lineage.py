@@ -1,14 +1,13 @@
-"""How an output came to be: an entry for each conversion, adapter, training, merge and verification, the oldest first.
+"""Reads an output's history: one entry for each conversion, adapter, training, merge and verification, oldest first.
 
     upcycle.json    the receipt of convert, attach or merge
     verify.json     what `upcycle verify --record` found; it counts for the receipt whose SHA-256 it names
     lineage.json    everything before this output and, of a training, its own entry
 
-An entry is a JSON object that says under `made` what it is about. It tells where a model comes from and decides
-nothing, so what is damaged is left out with a warning.
+An entry is a JSON object whose `made` says what it describes. It only informs, so a damaged entry is left out with a
+warning.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.place import RECEIPT_FILE, VERIFICATION, VERIFICATION_FILE, staging_path
 from upcycle.checkpoint.strict_json import MAX_JSON_BYTES, parse_json
 from upcycle.checkpoint.writer import sync_directory, write_durably
@@ -24,9 +24,9 @@ from upcycle.errors import CheckpointError
 LINEAGE_FILE = "lineage.json"
 
 MAX_ENTRIES = 64
-"""The newest so many are kept: more trainings one after another than anyone has told of."""
+"""Only the newest entries are kept, more than any known chain of trainings has."""
 MAX_BYTES = 4_000_000
-"""Of a lineage, and of an entry: sixty-four receipts of models in hundreds of files."""
+"""Largest lineage or entry: sixty-four receipts of models in hundreds of files."""
 MAX_DEPTH = 16
 """Lists and objects inside one another; an entry has 5."""
 
@@ -48,10 +48,7 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         "versions": (dict,),
     },
 }  # fmt: skip
-"""What an entry is about -> the fields that it has, and their types as JSON gives them.
-
-What may be null may be missing.
-"""
+"""What an entry describes (`made`) -> its fields and their JSON types; a field that may be null may be missing."""
 
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _HUB_ID, _BARE_ID = re.compile(f"{_NAME}/{_NAME}", re.ASCII), re.compile(_NAME, re.ASCII)
@@ -68,9 +65,9 @@ class Origin(NamedTuple):
 
 
 def lineage(directory: Path) -> list[dict[str, Any]]:
-    """Return how the output in `directory` came to be, the oldest entry first; empty for what upcycle did not make.
+    """Return the history of the output in `directory`, oldest entry first; empty when upcycle did not make it.
 
-    A file that is damaged, or is none of upcycle's, is left out with a warning.
+    A file that is damaged or not upcycle's is left out with a warning.
     """
     entries: list[dict[str, Any]] = []
     for name, read in _READERS:
@@ -80,12 +77,12 @@ def lineage(directory: Path) -> list[dict[str, Any]]:
                 entries += read(path)
         except (CheckpointError, OSError) as error:
             reason = error if isinstance(error, CheckpointError) else f"{path}: cannot be read ({error.strerror})"
-            _log.warning("what led to this model is told without %s: %s", name, str(reason)[:400])
+            _log.warning("the history of this model is told without %s: %s", name, str(reason)[:400])
     return entries[-MAX_ENTRIES:]
 
 
 def lineage_bytes(entries: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return the content of a `lineage.json`: the same entries give the same bytes."""
+    """Return the bytes of a `lineage.json`; the same entries give the same bytes."""
     return json.dumps(list(entries)[-MAX_ENTRIES:], indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -113,12 +110,12 @@ def commit(revision: object) -> str | None:
 
 
 def receipt_sha256(directory: Path) -> str:
-    """Return the SHA-256 of the receipt in `directory`, by which a verification names what it was of."""
-    return hashlib.sha256((directory / RECEIPT_FILE).read_bytes()).hexdigest()
+    """Return the SHA-256 of the receipt in `directory`; a verification names its receipt by it."""
+    return sha256_of(directory / RECEIPT_FILE)
 
 
 def write_verification(directory: Path, entry: Mapping[str, Any]) -> None:
-    """Put a verification beside the receipt that it is of, durably and in one step; raise OSError when it cannot be."""
+    """Write `verify.json` beside its receipt, durably and in one step; raise OSError when the disk fails."""
     path = directory / VERIFICATION_FILE
     staged = staging_path(path)
     staged.unlink(missing_ok=True)
@@ -127,7 +124,7 @@ def write_verification(directory: Path, entry: Mapping[str, Any]) -> None:
     sync_directory(directory)
 
 
-def _led_to(path: Path) -> list[dict[str, Any]]:
+def _history(path: Path) -> list[dict[str, Any]]:
     entries = _parsed(path, MAX_BYTES)
     if not isinstance(entries, list):
         raise CheckpointError("wrong JSON document", where=path, found=type(entries).__name__, expected="a list")
@@ -156,11 +153,11 @@ def _verification(path: Path) -> list[dict[str, Any]]:
     return [entry] if current else []
 
 
-_READERS = ((LINEAGE_FILE, _led_to), (RECEIPT_FILE, _receipt), (VERIFICATION_FILE, _verification))
+_READERS = ((LINEAGE_FILE, _history), (RECEIPT_FILE, _receipt), (VERIFICATION_FILE, _verification))
 
 
 def _parsed(path: Path, most: int) -> Any:
-    """Return what a JSON file says, if it can be written again."""
+    """Return the value of a JSON file that is not too large, not too deep, and can be written again."""
     with path.open("rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -184,12 +181,12 @@ def _too_deep(value: Any) -> bool:
 
 
 def _checked(entry: Any, where: Path) -> dict[str, Any]:
-    """Return an entry that is one; raise CheckpointError for anything else."""
+    """Return `entry` if it has the fields of its kind; raise CheckpointError if not."""
     if not isinstance(entry, dict):
         raise CheckpointError("wrong entry", where=where, found=type(entry).__name__, expected="an object")
     fields = _FIELDS.get(made) if isinstance(made := entry.get("made"), str) else None
     if fields is None:
-        raise CheckpointError("tells of nothing that is known", where=where, expected=f"one of {', '.join(_FIELDS)}")
+        raise CheckpointError("is an entry of an unknown kind", where=where, expected=f"one of {', '.join(_FIELDS)}")
     wrong = [name for name, kinds in fields.items() if type(entry.get(name)) not in kinds]
     if wrong:
         raise CheckpointError(f"damaged entry of a {made}", where=where, expected=", ".join(wrong))

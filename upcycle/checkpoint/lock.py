@@ -1,4 +1,4 @@
-"""Locks between processes: on a file, held while it is open, gone with the process.
+"""Locks a file against other processes, until it is closed or this process ends.
 
 They are advisory, and work between machines where the file system passes them on (NFS 4, Lustre with `flock`, SMB).
 Where the file system has none, work goes on without.

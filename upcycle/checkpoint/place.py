@@ -1,4 +1,4 @@
-"""OUT: where a finished output takes its place, and what may not be replaced by one."""
+"""Checks that OUT may be written or replaced, and moves a finished output there in one step."""
 
 import ctypes
 import os
@@ -13,9 +13,9 @@ CARD_FILE = "README.md"
 METRICS_FILE = "metrics.jsonl"
 VERIFICATION_FILE = "verify.json"
 VERIFICATION = "verification"
-"""What the file of a verification says under `made`."""
+"""Value of `made` in verify.json."""
 REPLACED = "state.replaced"
-"""What an output replaced, inside it until the journals go, where two directories cannot be exchanged."""
+"""Name of the replaced output inside the new one, for a moment, where two directories cannot be exchanged."""
 
 _SUFFIX = ".partial"
 _AT_FDCWD = -100  # linux/fcntl.h
@@ -23,7 +23,7 @@ _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 def staging_path(out: Path) -> Path:
-    """Where the unfinished output of `out` lives."""
+    """Return the directory in which the output for `out` is built."""
     return out.with_name(out.name + _SUFFIX)
 
 
@@ -56,7 +56,7 @@ def check_out(out: Path, sources: tuple[Path, ...], *, overwrite: bool) -> None:
 
 
 def is_verification(path: Path) -> bool:
-    """Whether a file is what `upcycle verify --record` writes."""
+    """Whether a file was written by `upcycle verify --record`."""
     try:
         return path.is_file() and not path.is_symlink() and read_object(path).get("made") == VERIFICATION
     except CheckpointError:
@@ -64,7 +64,7 @@ def is_verification(path: Path) -> bool:
 
 
 def _not_made_here(out: Path) -> str | None:
-    """Return what in `out` is not of an output, or None: the receipt names the files that it made."""
+    """Return the first names in `out` that its receipt does not list, or None when all are upcycle's."""
     if not (out / RECEIPT_FILE).is_file():
         return f"no {RECEIPT_FILE}"
     files = read_object(out / RECEIPT_FILE).get("files")

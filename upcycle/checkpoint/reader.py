@@ -1,4 +1,4 @@
-"""A checkpoint directory: its config, its tensors and its side files, checked before anything is used."""
+"""Opens a checkpoint directory: reads and checks its config, headers and index, and refuses unsafe links and names."""
 
 import os
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from upcycle.checkpoint.header import Header, TensorSpec, check_name, read_header, refuse_pointer
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import CheckpointError
+from upcycle.message import listed, quoted
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -32,7 +33,7 @@ TOKENIZER_FILES = (
     "spiece.model",
 )
 MAX_SIDE_BYTES = 100_000_000
-"""Of a file beside the weights, which is read whole; the largest tokenizers take a third of it."""
+"""Largest file beside the weights, which are read whole; the largest tokenizers take a third of it."""
 CHAT_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 GENERATION_FILE = "generation_config.json"
 
@@ -41,7 +42,7 @@ _MAX_FILE_NAME = 255  # bytes, of every common file system
 
 
 class Files(Protocol):
-    """Where the files of a checkpoint are: a directory, or a repository on the Hub."""
+    """The files of a checkpoint, wherever they are: in a directory, or in a repository on the Hub."""
 
     @property
     def place(self) -> Path:
@@ -168,7 +169,7 @@ def check_present(files: Files, names: list[str]) -> None:
     if missing:
         raise CheckpointError(
             "shards are missing", where=files.place, found=f"{len(names) - len(missing)} of {len(names)}",
-            expected=_some(missing), hint="the download is incomplete",
+            expected=listed(missing), hint="the download is incomplete",
         )  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def read_weight_map(files: Files, index: str, suffix: str) -> dict[str, str]:
             raise CheckpointError(
                 f"unsafe file name for tensor {tensor!r}",
                 where=path,
-                found=ascii(shard)[:120],
+                found=quoted(shard, 120),
                 expected=f"a {suffix} file name without directories",
             )
     return weight_map
@@ -204,7 +205,7 @@ def _check_index(shard: str, header: Header, indexed: set[str], weight_map: Mapp
     absent = sorted(indexed - header.tensors.keys())
     if absent:
         raise CheckpointError(
-            "the index names tensors that the shard lacks", where=path, found=shard, expected=_some(absent)
+            "the index names tensors that the shard lacks", where=path, found=shard, expected=listed(absent)
         )
     extra = sorted(header.tensors.keys() - indexed)
     twice = next((name for name in extra if name in weight_map), None)
@@ -213,7 +214,7 @@ def _check_index(shard: str, header: Header, indexed: set[str], weight_map: Mapp
         raise CheckpointError(f"tensor {twice!r} is in two shards", where=path.parent, found=both)
     if extra:
         raise CheckpointError(
-            "a shard holds tensors that the index does not place there", where=path, found=f"{_some(extra)} in {shard}"
+            "a shard holds tensors that the index does not place there", where=path, found=f"{listed(extra)} in {shard}"
         )
 
 
@@ -245,7 +246,7 @@ def _check_link(path: Path, directory: Path) -> None:
     shared = (repository / "blobs", repository.parent / "blobs") if root.parent.name == "snapshots" else ()
     roots = (root, *shared)
     if not any(real.is_relative_to(allowed) for allowed in roots):
-        found = real if str(real).isprintable() and len(str(real)) < 400 else ascii(str(real))[:400]
+        found = real if str(real).isprintable() and len(str(real)) < 400 else quoted(str(real), 400)
         raise CheckpointError(
             "is a symbolic link out of the checkpoint", where=path, found=found, hint="put the file itself in its place"
         )
@@ -257,8 +258,3 @@ def hub_blob(path: Path) -> str | None:
         return None
     blob = path.readlink()  # which may itself be a link, to a store of the whole cache
     return blob.name if blob.parent.name == "blobs" and path.parent.parent.name == "snapshots" else None
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    rest = len(names) - limit
-    return ", ".join(name[:120] for name in names[:limit]) + (f" and {rest} more" if rest > 0 else "")

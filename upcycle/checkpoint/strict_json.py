@@ -1,12 +1,13 @@
-"""JSON that comes from outside: duplicate keys, NaN, infinity, deep nesting and wrong encodings are refused."""
+"""Reads JSON from outside, refusing duplicate keys, NaN, infinity, deep nesting and wrong encodings; writes no NaN."""
 
 import codecs
 import json
 import math
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from upcycle.errors import CheckpointError
+from upcycle.message import quoted
 
 MAX_JSON_BYTES = 32_000_000
 """Of a config or an index. The largest published models have indices of 15 MB, and Python needs 20 times that."""
@@ -52,6 +53,20 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def without_nan(value: Any) -> Any:
+    """Return JSON data with null for NaN and infinity, which a broken model gives and JSON has no numbers for."""
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_finite_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value of JSON is a number that can be computed with: neither NaN, infinity nor a truth value."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def _decode(data: bytes) -> str:
     """Return UTF-8 as text; the encodings that editors write in its place are called by their names."""
     if data.startswith(codecs.BOM_UTF8):
@@ -68,7 +83,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"duplicate key {ascii(key)[:120]}")
+            raise ValueError(f"duplicate key {quoted(key, 120)}")
         result[key] = value
     return result
 

@@ -1,4 +1,4 @@
-"""Moving bytes: in the kernel where it can, through a small buffer where it cannot."""
+"""Copies bytes between files: in the kernel where it can, through a small buffer where it cannot."""
 
 import errno
 import os

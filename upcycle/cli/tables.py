@@ -1,26 +1,19 @@
 """Text for people and JSON for programs: the table of a plan, sizes, lists of names, warnings."""
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+import upcycle.message
+from upcycle.checkpoint.strict_json import without_nan
 from upcycle.plan.account import Account
 
 
 def print_json(value: Any) -> None:
     """Print `value` as indented JSON; NaN and infinity, which JSON lacks, become null."""
-    click.echo(json.dumps(_finite(value), indent=2))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    click.echo(json.dumps(without_nan(value), indent=2))
 
 
 def warn(*messages: str) -> None:
@@ -75,5 +68,4 @@ def print_account(account: Account, of: str = "the dense model") -> None:
 
 def listed(names: Sequence[str], most: int = 6) -> str:
     """Return names as a list that fits on a line."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return printable(", ".join(names[:most])) + more
+    return printable(upcycle.message.listed(names, most))

@@ -1,15 +1,14 @@
 """`verify.json`: what a verification found, kept beside the receipt that it is of."""
 
-import hashlib
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.lineage import receipt_sha256, write_verification
 from upcycle.checkpoint.place import VERIFICATION, VERIFICATION_FILE, is_verification
 from upcycle.checkpoint.reader import open_checkpoint
+from upcycle.checkpoint.strict_json import without_nan
 from upcycle.errors import CheckpointError, InputError, StagingError
 from upcycle.plan.report import Report
 
@@ -34,7 +33,7 @@ class Record:
         Raises CheckpointError when those have changed meanwhile, StagingError when the disk fails.
         """
         try:
-            weights = {path.name: _sha256(path) for path in self._weights}
+            weights = {path.name: sha256_of(path) for path in self._weights}
             changed = self._look() != self._seen
         except FileNotFoundError:
             changed = True
@@ -49,7 +48,7 @@ class Record:
             "receipt_sha256": self._receipt,
             "passed": report.passed,
             "lines": [asdict(line) for line in report.lines],
-            "parity": _finite(report.figures.get("parity", {})),
+            "parity": without_nan(report.figures.get("parity", {})),
             "weights": weights,
         }
         try:
@@ -62,17 +61,3 @@ class Record:
         """What tells the files of weights from others of their names."""
         facts = (path.stat() for path in self._weights)
         return [(fact.st_dev, fact.st_ino, fact.st_size, fact.st_mtime_ns) for fact in facts]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinity, which a model that is broken gives."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,5 @@
 """The receipt held against the facts: what every line claims, what was found, and a verdict."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upcycle.build.conversion import plan_conversion
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.reader import (
     CHAT_TEMPLATE_FILES,
     CONFIG_FILE,
@@ -23,7 +23,8 @@ from upcycle.convert.receipt import request_of
 from upcycle.convert.record import Record
 from upcycle.families.config import find_pair
 from upcycle.families.pairs import Pair
-from upcycle.plan.compare import compare_tensors, report_tensors, some
+from upcycle.message import listed
+from upcycle.plan.compare import NAMED, compare_tensors, report_tensors
 from upcycle.plan.plan import Plan
 from upcycle.plan.receipt import RECORD, read_receipt
 from upcycle.plan.report import Line, Report, Verdict
@@ -107,7 +108,7 @@ def _check_files(report: Report, moe: Checkpoint, receipt: dict[str, Any]) -> No
     """The tokenizer's and generation's files are those that were written, and no other weights lie beside them."""
     made = receipt["files"]
     beside = {name: digest for name, digest in made.items() if name not in (*moe.headers, CONFIG_FILE, INDEX_FILE)}
-    changed = sorted(name for name, digest in beside.items() if _sha256(moe.directory / name) != digest)
+    changed = sorted(name for name, digest in beside.items() if not _is_as_written(moe.directory / name, digest))
     present = (path for path in moe.directory.iterdir() if path.name not in made)
     strange = sorted(path.name for path in present if path.suffix in WEIGHT_SUFFIXES or path.name in READ_FILES)
     problems = [f"{name} is not as it was written" for name in changed]
@@ -115,12 +116,12 @@ def _check_files(report: Report, moe: Checkpoint, receipt: dict[str, Any]) -> No
     report.add(
         "files",
         not problems,
-        some(problems) if problems else f"{len(beside)} beside the weights, as they were written",
+        listed(problems, NAMED, between="; ", cut=300) or f"{len(beside)} beside the weights, as they were written",
     )
 
 
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+def _is_as_written(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_of(path) == digest
 
 
 def _check_function(
@@ -128,6 +129,7 @@ def _check_function(
 ) -> None:
     """Run both models and say what came out; with a tokenizer of its own the MoE's ids count for both."""
     from upcycle.convert.parity import TOLERANCE, Parity, run_both
+    from upcycle.convert.plain import report_plain
     from upcycle.text.read import random_ids, read_text, token_ids
 
     pair = find_pair(dense.config)
@@ -170,6 +172,8 @@ def _check_function(
         otherwise=otherwise,
     )
     report.lines += _layer_lines(plan, pair, parity.layers, otherwise)
+    if report.passed:
+        report_plain(report, moe, ids[0], parity.moe_loss)
     report.figures["parity"] = {**asdict(parity), "relative": parity.relative, "exact": plan.exact}
 
 

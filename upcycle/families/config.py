@@ -7,6 +7,7 @@ from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Pair, pair_of
 from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
+from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
 """Largest dimension that a config may claim."""
@@ -39,7 +40,7 @@ def find_pair(config: Mapping[str, Any], target: str | None = None) -> Pair:
     if not isinstance(model_type, str) or model_type not in DENSE:
         raise UnsupportedError(
             "no mixture of experts is known for this model",
-            found=f"model_type {brief(model_type)}",
+            found=f"model_type {quoted(model_type)}",
             expected=f"one of {', '.join(DENSE)}",
         )
     pair = pair_of(model_type, target)
@@ -66,12 +67,11 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
             raise RequestError(f"--ignore-config {name}: the field {reason}", option="ignore_config")
     known = {*ruled, *ignored_fields}
     unknown = [name for name in config if name not in known]
-    problems += [f"{short(name)} = {brief(config[name])}: not known to have a counterpart" for name in unknown]
+    problems += [f"{short(name)} = {quoted(config[name])}: not known to have a counterpart" for name in unknown]
     if problems:
-        if len(problems) > _MAX_PROBLEMS:
-            problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
         raise UnsupportedError(
-            f"config.json says what {pair.target.model_type} cannot express: " + "; ".join(problems),
+            f"config.json says what {pair.target.model_type} cannot express: "
+            + listed(problems, _MAX_PROBLEMS, between="; ", cut=400),
             hint="if a field has no influence, --ignore-config NAME leaves it out" if unknown else None,
         )
     _derive_heads(config, result)
@@ -110,7 +110,7 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
     if isinstance(rule, Keep) and name in config:
         result[name] = value
     refused = value is not None and not _is_allowed(value, rule, config)
-    return f"{name} = {brief(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
+    return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
 
 
 def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
@@ -140,7 +140,7 @@ def _kind_problem(name: str, value: Any, kind: str) -> str | None:
         "known activation": value in ACTIVATIONS if isinstance(value, str) else False,
         "any": True,
     }[kind]
-    return None if good else f"{name} = {brief(value)}: expected a {kind}"
+    return None if good else f"{name} = {quoted(value)}: expected a {kind}"
 
 
 def _is_number(value: Any) -> bool:
@@ -169,12 +169,7 @@ def _derive_heads(config: Mapping[str, Any], result: dict[str, Any]) -> None:
         )
 
 
-def brief(value: Any) -> str:
-    """Return a value out of a file as the start of what Python prints for it, in ASCII."""
-    return ascii(value)[:60]
-
-
 def short(value: Any) -> Any:
-    """Return the value itself where a message can hold it, else as `brief` gives it."""
+    """Return the value itself where a message can hold it, else as `quoted` gives it."""
     text = str(value)
-    return value if len(text) <= 60 and text.isprintable() else brief(value)
+    return value if len(text) <= 60 and text.isprintable() else quoted(value)

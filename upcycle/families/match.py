@@ -11,11 +11,12 @@ from typing import Any
 from upcycle.checkpoint.header import TensorSpec, rows_of
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import CheckpointError, InputError, UnsupportedError
-from upcycle.families.config import brief, find_pair, sizes_of, target_config
+from upcycle.families.config import find_pair, sizes_of, target_config
 from upcycle.families.dense.dense import Dense
 from upcycle.families.pairs import Pair
 from upcycle.families.parts import HEAD, dimension
 from upcycle.families.targets.target import Target
+from upcycle.message import quoted
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights that are not quantised."""
@@ -82,11 +83,11 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
         if settings is None:
             continue
         said = settings if isinstance(settings, dict) else {}
-        how = [f"{field} {brief(said[field])}" for field in _QUANTISED_HOW if said.get(field)]
+        how = [f"{field} {quoted(said[field])}" for field in _QUANTISED_HOW if said.get(field)]
         raise UnsupportedError(
             "the model is quantised",
             where=checkpoint.directory,
-            found=f"{name} with {', '.join(how)}" if how else f"{name} {brief(settings)}",
+            found=f"{name} with {', '.join(how)}" if how else f"{name} {quoted(settings)}",
             hint=_DEQUANTISE,
         )
 

@@ -1,6 +1,5 @@
 """What can be made again: checkpoints in other formats, as ordinary ones. Made whole, and anew when a file changes."""
 
-import hashlib
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.writer import sync_directory, sync_file
 
 FORMAT = 3
@@ -33,7 +33,7 @@ def cached(kind: str, source: Path, files: Iterable[Path], name: Path, make: Cal
     for path in files:
         now = path.stat()
         facts.append([path.name, now.st_size, now.st_mtime_ns, now.st_ctime_ns])
-    identity = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    identity = sha256_of(json.dumps(facts).encode("utf-8", "surrogateescape"))[:12]
     target = cache_directory() / kind / identity / name
     if not target.exists():
         log.info("%s is read once, into %s", source, target)

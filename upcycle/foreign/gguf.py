@@ -14,6 +14,7 @@ from typing import Any
 
 from upcycle.errors import InputError, UnsupportedError
 from upcycle.foreign.cache import cached
+from upcycle.message import listed, quoted
 
 ARCHITECTURE = "llama"
 
@@ -79,8 +80,7 @@ def _dequantise(path: Path, directory: Path) -> None:
     except Exception as error:  # gguf and transformers raise many kinds here, none their own
         raise InputError(f"this GGUF file cannot be read ({_first_line(error)})", where=path) from error
     if problems:
-        more = [f"and {len(problems) - 4} more"] if len(problems) > 4 else []
-        raise UnsupportedError("holds what would be lost: " + "; ".join(problems[:4] + more), where=path)
+        raise UnsupportedError("holds what would be lost: " + listed(problems, between="; ", cut=300), where=path)
     model.config._name_or_path = ""
     model.save_pretrained(directory)
     # The class name that transformers 4 and 5 both know; its own would be one that 4 refuses.
@@ -114,7 +114,7 @@ def _problems(fields: Mapping[str, Any], tensors: set[str]) -> Iterator[str]:
     """Yield what transformers would not read of a file with these fields and tensors, or would make up."""
     architecture = fields.get("general.architecture")
     if architecture != ARCHITECTURE:
-        yield f"architecture {ascii(architecture)[:40]}, where {ARCHITECTURE} is expected"
+        yield f"architecture {quoted(architecture, 40)}, where {ARCHITECTURE} is expected"
         return
     prefix = f"{ARCHITECTURE}."
     own = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
@@ -122,11 +122,11 @@ def _problems(fields: Mapping[str, Any], tensors: set[str]) -> Iterator[str]:
     for name, value in own.items():
         good = name in USED or value in EMPTY.get(name, ()) or (name in HEAD_DIM and value == head_dim)
         if not good:
-            yield f"{ascii(name)[1:-1]} = {ascii(value)[:40]}"
+            yield f"{ascii(name)[1:-1]} = {quoted(value, 40)}"
     expected = {"token_embd.weight", "output_norm.weight", "output.weight"} | {
         f"blk.{layer}.{name}.weight" for layer in range(own["block_count"]) for name in TENSORS
     }
-    yield from (f"tensor {ascii(name)[:80]} has no place" for name in sorted(tensors - expected))
+    yield from (f"tensor {quoted(name, 80)} has no place" for name in sorted(tensors - expected))
     # without `output` the head is the embeddings
     yield from (f"tensor {name!r} is missing" for name in sorted(expected - tensors - {"output.weight"}))
 

@@ -30,6 +30,7 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.errors import CheckpointError
 from upcycle.foreign.cache import cached
+from upcycle.message import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -73,7 +74,7 @@ def _is_pickled(files: Directory) -> bool:
     raise CheckpointError(
         "holds pickled weights under other names than are read",
         where=files.place,
-        found=ascii(others[0])[:120],
+        found=quoted(others[0], 120),
         expected=f"{PICKLED_FILE} or {PICKLED_INDEX}",
     )
 
@@ -122,7 +123,7 @@ def _read(path: Path) -> "dict[str, Tensor]":
         raise CheckpointError("is not a dictionary of tensors", where=path, found=type(value).__name__)
     for name, tensor in value.items():
         if not isinstance(name, str):
-            raise CheckpointError("is not a dictionary of tensors", where=path, found=f"a key {ascii(name)[:60]}")
+            raise CheckpointError("is not a dictionary of tensors", where=path, found=f"a key {quoted(name, 60)}")
         check_name(name, path)
         if not isinstance(tensor, torch.Tensor):
             kind = type(tensor).__name__
@@ -177,7 +178,7 @@ def _load(path: Path) -> Any:
         raise CheckpointError(
             "holds more than tensors, or is damaged; it was not run",
             where=path,
-            found=ascii(reason[0])[:200] if reason else type(error).__name__,
+            found=quoted(reason[0], 200) if reason else type(error).__name__,
         ) from None
 
 

@@ -8,6 +8,7 @@ from upcycle.errors import InputError
 from upcycle.hub.client import is_hub_id
 from upcycle.hub.contents import Contents
 from upcycle.hub.repository import split_id
+from upcycle.message import quoted
 
 
 def public_base(contents: Contents, base: str | None) -> str:
@@ -17,7 +18,7 @@ def public_base(contents: Contents, base: str | None) -> str:
     if not isinstance(name, str) or not is_hub_id(name) or (base is None and Path(name).expanduser().is_dir()):
         raise InputError(
             "belongs to a model that others cannot find by its name", where=contents.directory,
-            found=ascii(name)[:120], hint="--base gives its Hub id, such as org/name",
+            found=quoted(name, 120), hint="--base gives its Hub id, such as org/name",
         )  # fmt: skip
     return name
 

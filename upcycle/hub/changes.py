@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.errors import UpcycleError
 from upcycle.hub.contents import Contents, Item, OnBranch
 from upcycle.hub.repository import Repository
 from upcycle.hub.stale import beside, is_of_a_model
 from upcycle.hub.target import Target
+from upcycle.message import listed
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -76,8 +78,7 @@ def check(contents: Contents, state: Repository, hashes: Mapping[str, str]) -> N
             wrong.append(f"{item.name} has the hash {(digest or 'unknown')[:16]}")
     wrong += [f"{name} is still there" for name in _stale({item.name for item in contents.items}, state)]
     if wrong:
-        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        found = f"{', '.join(wrong[:_SHOWN])}{more}"
+        found = listed(wrong, _SHOWN, cut=300)
         raise UpcycleError(f"{state.name}: what the Hub holds is not what was sent: {found}; push it again")
 
 
@@ -143,7 +144,7 @@ def _is_there(item: Item, state: Repository) -> bool:
     if digest is None or state.sizes[item.name] != item.size or _digest_of(item, digest) != digest:
         return False
     if item.verified:
-        item.check_verified(digest if len(digest) == SHA256_LETTERS else hashlib.sha256(item.read()).hexdigest())
+        item.check_verified(digest if len(digest) == SHA256_LETTERS else sha256_of(item.read()))
     return True
 
 

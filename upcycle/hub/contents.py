@@ -4,7 +4,6 @@ The list names what is published, not what is left out, because a directory of w
 states of optimizers, logs, paths of this machine. `Contents.left` tells which files stay here.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, open_adapter
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.header import Header, read_header
 from upcycle.checkpoint.journal import is_bookkeeping
 from upcycle.checkpoint.lineage import LINEAGE_FILE
@@ -164,14 +164,12 @@ class Contents:
         old = {item.name: item for item in self.items}
         if files and RECEIPT_FILE in old:
             receipt = parse_object(old[RECEIPT_FILE].read(), self.directory / RECEIPT_FILE)
-            hashes = {
-                name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name in receipt["files"]
-            }
+            hashes = {name: sha256_of(data) for name, data in files.items() if name in receipt["files"]}
             data = json.dumps({**receipt, "files": {**receipt["files"], **hashes}}, indent=2).encode() + b"\n"
             new += [Item(RECEIPT_FILE, data)] if hashes else []
             if hashes and VERIFICATION_FILE in old:
                 entry = parse_object(old[VERIFICATION_FILE].read(), self.directory / VERIFICATION_FILE)
-                entry["receipt_sha256"] = hashlib.sha256(data).hexdigest()
+                entry["receipt_sha256"] = sha256_of(data)
                 new.append(Item(VERIFICATION_FILE, json.dumps(entry, indent=1).encode() + b"\n"))
         config = files.get(ADAPTER_CONFIG if self.kind == "adapter" else CONFIG_FILE)
         said = self.config if config is None else parse_object(config, self.directory)

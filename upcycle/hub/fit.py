@@ -3,10 +3,9 @@
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -16,6 +15,7 @@ from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import CheckpointError, InputError
 from upcycle.hub.contents import Shapes
+from upcycle.message import listed, quoted
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHOWN = 3
@@ -63,7 +63,7 @@ def check_fit(directory: Path, shapes: Shapes) -> None:
         if names:
             raise CheckpointError(
                 f"{len(names)} tensors {what}, by {model_class.__name__} of transformers", where=directory,
-                found=_some(names),
+                found=listed(names, _SHOWN),
             )  # fmt: skip
 
 
@@ -82,11 +82,11 @@ def _check_counts(directory: Path, tensors: int) -> None:
             "more layers than tensors", where=where, found=f"{layers:,}", expected=f"up to {tensors:,}"
         )
     if len(set(experts.values())) > 1:
-        raise CheckpointError(f"{' and '.join(experts)} differ", where=where, found=_some(experts.values()))
+        raise CheckpointError(f"{' and '.join(experts)} differ", where=where, found=listed(experts.values(), _SHOWN))
     if experts and not 0 < used <= min(experts.values()) and "num_experts_per_tok" in said:
         raise CheckpointError(
             "num_experts_per_tok is not a number of experts that there are", where=where,
-            found=ascii(said["num_experts_per_tok"])[:40], expected=f"1 to {min(experts.values())}",
+            found=quoted(said["num_experts_per_tok"], 40), expected=f"1 to {min(experts.values())}",
         )  # fmt: skip
 
 
@@ -121,14 +121,9 @@ def _silence() -> Iterator[io.StringIO]:
 
 
 def _complaint(report: str) -> str:
-    return _some(line.strip() for line in report.splitlines() if "experts" in line or "CONVERSION" in line)
+    lines = (line.strip() for line in report.splitlines() if "experts" in line or "CONVERSION" in line)
+    return listed(lines, _SHOWN)
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _some(names: Iterable[Any]) -> str:
-    listed = [str(name)[:120] for name in names]
-    rest = len(listed) - _SHOWN
-    return ", ".join(listed[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

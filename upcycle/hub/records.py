@@ -1,10 +1,10 @@
 """Holds the files of an output against its records: the hashes in its receipt, and of the weights in verify.json."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from upcycle.checkpoint.adapter import ADAPTER_WEIGHTS
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.header import Header
 from upcycle.checkpoint.lineage import receipt_sha256
 from upcycle.checkpoint.place import RECEIPT_FILE, VERIFICATION, VERIFICATION_FILE
@@ -63,7 +63,4 @@ def verified_weights(directory: Path, headers: Mapping[str, Header]) -> Mapping[
 
 
 def _sha256(directory: Path, name: str) -> str | None:
-    if not is_plain_name(name) or not (directory / name).is_file():
-        return None
-    with (directory / name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(directory / name) if is_plain_name(name) and (directory / name).is_file() else None

@@ -6,7 +6,6 @@ A step that ended has its files under `wrote`. A step that began and did not end
 resumes it. A file that is damaged costs time and nothing else: all steps are done again.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import upcycle
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import write_durably
@@ -159,7 +159,7 @@ def _is_step(value: Any) -> bool:
 def _file_name(name: str) -> str:
     """Return a file name for the recipe `name`; characters that no file name should have become a hash."""
     safe = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60]
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+    return safe if safe == name else f"{safe}-{sha256_of(name.encode())[:8]}".lstrip("-")
 
 
 def _options(request: Any) -> dict[str, Any]:

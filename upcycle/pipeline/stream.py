@@ -4,7 +4,6 @@ At the end one commit puts all of it on main, by reference to what the branch ho
 that was interrupted resumes from the branch; nothing is kept on this machine.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from upcycle import requests
 from upcycle.checkpoint import lock
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.lock import Lock
 from upcycle.checkpoint.place import RECEIPT_FILE
 from upcycle.checkpoint.reader import hub_blob, open_checkpoint
@@ -95,7 +95,7 @@ def _fingerprint(plan: Plan) -> str:
     """
     files = [path for path in (*source_files(plan.shards), *plan.files.values()) if not hub_blob(path)]
     changed = sorted((path.name, path.stat().st_ctime_ns) for path in files)
-    return hashlib.sha256(json.dumps([plan.hash, identities(plan), changed]).encode()).hexdigest()[:16]
+    return sha256_of(json.dumps([plan.hash, identities(plan), changed]).encode())[:16]
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 The weights themselves are not read, so that comparing 93 GB takes no time.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 from upcycle import requests
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.journal import STATE_FILE
 from upcycle.checkpoint.place import RECEIPT_FILE, VERIFICATION_FILE, staging_path
 from upcycle.checkpoint.strict_json import read_object
@@ -155,4 +155,4 @@ def _texts(directory: Path) -> list[Path]:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return sha256_of(json.dumps(value, sort_keys=True).encode())

@@ -10,6 +10,7 @@ import numpy as np
 
 from upcycle.checkpoint.header import TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
+from upcycle.message import listed
 from upcycle.plan.compute import encoded_blocks
 from upcycle.plan.finite import first_not_finite
 from upcycle.plan.plan import Plan, Write
@@ -18,6 +19,9 @@ from upcycle.plan.sources import draws
 
 CHUNK = 4 * 2**20
 """Bytes compared at a time."""
+
+NAMED = 3
+"""Tensors or files that a line names."""
 
 
 @dataclass
@@ -70,13 +74,13 @@ def report_tensors(report: Report, found: Comparison, receipt: Mapping[str, Any]
     """Add what was found to `report`, a line for each kind of finding."""
     for name, names in (("missing tensors", found.missing), ("unexpected tensors", found.unexpected)):
         if names:
-            report.add(name, False, some(names))
+            report.add(name, False, _listed(names))
     report.add(
         "tensors",
         not found.different,
         f"{found.copied:,} equal their source byte for byte, {found.computed:,} equal their recipe and hash"
         if not found.different
-        else f"{len(found.different)} differ: {some(found.different)}",
+        else f"{len(found.different)} differ: {_listed(found.different)}",
     )
     if found.redrawn:
         numpy = receipt["versions"].get("numpy")
@@ -85,14 +89,13 @@ def report_tensors(report: Report, found: Comparison, receipt: Mapping[str, Any]
     report.add(
         "finite",
         not found.not_finite,
-        "no NaN, no Inf" if not found.not_finite else f"NaN or Inf in {some(found.not_finite)}",
+        "no NaN, no Inf" if not found.not_finite else f"NaN or Inf in {_listed(found.not_finite)}",
     )
     report.figures["tensors"] = asdict(found)
 
 
-def some(names: list[str], limit: int = 3) -> str:
-    """Return the first of `names` as text, and how many more there are."""
-    return "; ".join(names[:limit]) + (f"; and {len(names) - limit} more" if len(names) > limit else "")
+def _listed(names: list[str]) -> str:
+    return listed(names, NAMED, between="; ", cut=300)
 
 
 _REDRAWN = "redrawn"

@@ -1,6 +1,5 @@
 """A plan: every tensor that is written, where each one comes from and where each one goes."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.header import TensorSpec, build_header, tensor_bytes
 from upcycle.plan.sources import Copy, Source, describe, reads
 
@@ -122,7 +122,7 @@ class Plan:
                 for shard in self.shards
             ],
         }
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        return sha256_of(json.dumps(document, sort_keys=True).encode())
 
     def weight_map(self) -> dict[str, str]:
         """Return tensor name -> shard name, sorted by tensor, as the index file has it."""

@@ -3,7 +3,6 @@
 The receipt holds no time and no path, so the same work gives the same bytes wherever it is done.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import upcycle
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.place import RECEIPT_FILE
 from upcycle.checkpoint.reader import Checkpoint, hub_blob
 from upcycle.checkpoint.strict_json import read_object
@@ -76,8 +76,8 @@ def receipt_bytes(
         "plan": plan.hash,
         "source": {**source, "files": plan.sources},
         # of weights, the hash of the header: their data is not read for the receipt
-        "files": {shard.name: hashlib.sha256(shard.header).hexdigest() for shard in plan.shards}
-        | {name: hashlib.sha256(data).hexdigest() for name, data in sorted(side_files.items())},
+        "files": {shard.name: sha256_of(shard.header) for shard in plan.shards}
+        | {name: sha256_of(data) for name, data in sorted(side_files.items())},
         "computed_sha256": dict(sorted(hashes.items())),
     }
     return json.dumps(receipt, indent=2).encode() + b"\n"

@@ -1,11 +1,11 @@
 """Opens what `--data` names: a file, a directory of files, or a data set on the Hub."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.errors import InputError
 from upcycle.text.files import READERS, reader_of
 from upcycle.text.hub import HubSource
@@ -49,7 +49,7 @@ def _edges(path: Path) -> str:
     with path.open("rb") as file:
         data = file.read(EDGE)
         file.seek(max(path.stat().st_size - EDGE, 0))
-        return hashlib.sha256(data + file.read(EDGE)).hexdigest()[:16]
+        return sha256_of(data + file.read(EDGE))[:16]
 
 
 def source_of(name: str, text_field: str = "text") -> Source:

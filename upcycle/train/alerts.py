@@ -6,13 +6,16 @@ lies below the one that begins it, so that a value which hovers at a bound does 
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from math import exp, isfinite, log
+from collections.abc import Iterable
+from math import exp, log
 from statistics import median
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from upcycle.checkpoint.strict_json import is_finite_number
+from upcycle.message import listed
 
 Metrics = dict[str, Any]
 """One step, as a line of `metrics.jsonl`."""
@@ -267,11 +270,11 @@ def _learns(metrics: Metrics, group: str) -> bool:
 
 def _number(value: object) -> float | None:
     """Return a finite number as it is, anything else as None: a NaN stops a run, it is no trouble to watch."""
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+    return float(value) if is_finite_number(value) else None
 
 
 def _layers(numbers: list[int]) -> str:
-    return f"layer{'s' * (len(numbers) > 1)} {_some(numbers)}"
+    return f"layer{'s' * (len(numbers) > 1)} {listed(numbers, SHOWN)}"
 
 
 def _experts(pairs: list[tuple[int, int]]) -> str:
@@ -279,12 +282,8 @@ def _experts(pairs: list[tuple[int, int]]) -> str:
     layers: dict[int, list[int]] = {}
     for layer, expert in pairs:
         layers.setdefault(layer, []).append(expert)
-    return _some(
-        [f"expert{'s' * (len(experts) > 1)} {_some(experts)} of layer {layer}" for layer, experts in layers.items()]
+    each = (
+        f"expert{'s' * (len(experts) > 1)} {listed(experts, SHOWN)} of layer {layer}"
+        for layer, experts in layers.items()
     )
-
-
-def _some(names: Sequence[object]) -> str:
-    """Not more of them than a sentence holds: `1, 2, 5 and 7 more`."""
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(str, names[:SHOWN])) + rest
+    return listed(each, SHOWN)

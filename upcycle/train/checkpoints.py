@@ -56,7 +56,7 @@ class Run:
         """
         path = checkpoint_path(self.out, step)
         staged = staging_path(path)
-        with self._told(path):
+        with self._discarding(path):
             directory.discard_staged(path)  # what an earlier failure could not remove
             staged.mkdir()
             write(staged)
@@ -86,7 +86,7 @@ class Run:
         """
         entries = read_manifest(checkpoint).files
         marks = set(names) & set(MODEL_MARKS)
-        with self._told(checkpoint):
+        with self._discarding(checkpoint):
             if not all(_is_in_place(checkpoint / name, self.out / name, entries[name]) for name in names):
                 self._note({*self.record.files, *names})
                 directory.withdraw(self.out, self.record)
@@ -123,8 +123,8 @@ class Run:
                     directory.remove(path)
 
     @contextmanager
-    def _told(self, path: Path) -> Iterator[None]:
-        """Remove what is half written when the work is cut off, and say from which checkpoint it can go on."""
+    def _discarding(self, path: Path) -> Iterator[None]:
+        """Remove the half-written checkpoint `path` when the body fails, and add to the error which one is kept."""
         try:
             yield
         except BaseException as error:

@@ -6,7 +6,6 @@ A checkpoint is complete when it has a manifest and every file is what the manif
 are someone else's, and change nothing.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.header import read_header
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import sync_directory, sync_file, write_durably
@@ -149,7 +149,7 @@ def _content_fault(path: Path, name: str, entry: Entry) -> str | None:
 
 def _entry(path: Path) -> Entry:
     with path.open("rb", buffering=0) as file:
-        return Entry(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return Entry(os.fstat(file.fileno()).st_size, sha256_of(path))
 
 
 def _is_entry(value: Any) -> bool:

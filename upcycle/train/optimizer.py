@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from upcycle.errors import CheckpointError, InputError
+from upcycle.message import listed
 from upcycle.requests.train import OptimizerKind
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
@@ -232,7 +233,7 @@ def _refuse_other_names(expected: Mapping[str, Tensor], tensors: Mapping[str, Te
     for what, names in (("lacks", expected.keys() - tensors.keys()), ("has also", tensors.keys() - expected.keys())):
         if names:
             raise CheckpointError(
-                f"the optimizer's state {what} {_some(names)}",
+                f"the optimizer's state {what} {listed(sorted(names), 5)}",
                 found=f"{len(tensors)} tensors",
                 expected=f"{len(expected)} for the parameters that are trained",
                 hint="resume with the model, --train and --optimizer that the checkpoint was made with",
@@ -244,8 +245,3 @@ def _refuse_other_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, T
         found, wanted = (f"{x.dtype} {tuple(x.shape)}".removeprefix("torch.") for x in (tensors[name], tensor))
         if found != wanted:
             raise CheckpointError(f"the optimizer's state {name} has another shape", found=found, expected=wanted)
-
-
-def _some(names: set[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(sorted(names)[:most]) + rest

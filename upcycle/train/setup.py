@@ -1,6 +1,5 @@
 """Everything that a training run needs, made ready: processes, directory, model, optimizer, data."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, open_adapter
+from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.errors import InputError, UpcycleError
 from upcycle.moe.device import find_device
@@ -192,13 +192,8 @@ def _identities(source: Path, base: Path | None) -> dict[str, Any]:
     open_adapter(source)
     return {
         "model": _identity(base),
-        "adapter": {name: _sha256(source / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
+        "adapter": {name: sha256_of(source / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(source: Path) -> dict[str, Any]:
@@ -209,10 +204,10 @@ def _identity(source: Path) -> dict[str, Any]:
             f"is {kind}: it has no {CONFIG_FILE}", where=source,
             hint="train the model that it belongs to; without --lora-keep an adapter is merged into it",
         )  # fmt: skip
-    identity: dict[str, Any] = {CONFIG_FILE: hashlib.sha256((source / CONFIG_FILE).read_bytes()).hexdigest()}
+    identity: dict[str, Any] = {CONFIG_FILE: sha256_of(source / CONFIG_FILE)}
     for path in sorted(source.glob("*.safetensors")):
         with path.open("rb") as file:
-            identity[path.name] = [path.stat().st_size, hashlib.sha256(file.read(2**20)).hexdigest()]
+            identity[path.name] = [path.stat().st_size, sha256_of(file.read(2**20))]
     return identity
 
 

@@ -7,11 +7,11 @@
 The learning rate follows from the step, and so do random numbers: each step seeds them from (seed, step, rank).
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from upcycle.checkpoint.digest import seed_from
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.text.state import StreamState
 from upcycle.train.optimizer import Optimizer
@@ -50,5 +50,4 @@ def read_state(checkpoint: Path, optimizer: Optimizer) -> Progress:
 
 def seed_of(seed: int, step: int, rank: int) -> int:
     """Return the seed of what a process draws in a step (dropout), 63 bits."""
-    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return seed_from(f"{seed}/{step}/{rank}")

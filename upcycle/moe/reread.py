@@ -1,8 +1,8 @@
-"""Run by itself, in a process that never imports upcycle: what plain transformers makes of a checkpoint.
+"""Loads a checkpoint with plain transformers and runs it: a script that `clean_run` starts and that imports no upcycle.
 
-python -P reread.py DIRECTORY
+    python -P reread.py DIRECTORY
 
-reads `request.json` there, writes `answer.json` and the logits as `logits.npy`.
+reads `request.json` in that directory, writes `answer.json` and the logits as `logits.npy`.
 """
 
 import json
@@ -26,7 +26,7 @@ def logits(model: Any, ids_T: Tensor) -> Tensor:
 
 
 def greedy(model: Any, ids_T: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """Return the `count` likeliest tokens, one after the other, and by how much each was ahead of the second."""
+    """Return `count` tokens, each the likeliest after those before it, and how far its logit is above the second."""
     tokens, margins = [], []
     for _ in range(count):
         last_V = logits(model, ids_T)[-1]
@@ -47,12 +47,14 @@ def cut(model: Path, layers: int) -> dict[str, Any]:
 
 
 def main(directory: Path) -> None:
-    """Answer the request."""
+    """Answer the request in `directory`; what it asks for as null is left to transformers' defaults."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     asked = json.loads((directory / "request.json").read_text())
-    options = {"dtype": torch.float32, "output_loading_info": True, **cut(Path(asked["model"]), asked["layers"])}
-    model, info = AutoModelForCausalLM.from_pretrained(asked["model"], **options)
+    options = {"dtype": asked["dtype"], "experts_implementation": asked["experts"]}
+    options = {name: value for name, value in options.items() if value is not None}
+    options |= cut(Path(asked["model"]), asked["layers"])
+    model, info = AutoModelForCausalLM.from_pretrained(asked["model"], output_loading_info=True, **options)
     model.eval()
     ids_T = torch.tensor(asked["ids"])
     np.save(directory / "logits.npy", logits(model, ids_T).numpy())
@@ -60,6 +62,8 @@ def main(directory: Path) -> None:
     answer: dict[str, Any] = {
         "class": type(model).__name__,
         "version": transformers.__version__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "experts": getattr(model.config, "_experts_implementation", None),
         "loading": {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys},
         "tokens": tokens,
         "read": None,
