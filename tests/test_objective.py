@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from upcycle.train.metrics import describe, expert_cosine, fetch, flops_per_token
 
 from upcycle.moe.routing import Routing
-from upcycle.train.metrics import describe, expert_cosine, fetch, flops_per_token
 from upcycle.train.objective import Coefficients, RouterObjective, RouterStatistics, load_of
 from upcycle.train.step import Outcome
 

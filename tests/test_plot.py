@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from upcycle.analyze.metrics import CURVE_POINTS, LOAD_POINTS, find_metrics, read_run
 
 from upcycle.analyze.buckets import Buckets
-from upcycle.analyze.metrics import CURVE_POINTS, LOAD_POINTS, find_metrics, read_run
 from upcycle.analyze.plot import plot
 from upcycle.errors import InputError, RecipeError
 from upcycle.requests.plot import Plot

@@ -12,9 +12,12 @@ from torch import Tensor
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.families.pairs import Pair
 from upcycle.families.targets.target import Target
+from upcycle.moe.groups import Groups
 from upcycle.moe.load import LayerCall, StreamedModel
-from upcycle.moe.measures import RouterMeasures, measure_router
+from upcycle.moe.loss import summed_cross_entropy
+from upcycle.moe.measures import measured
 from upcycle.moe.probe import RouterGradient, probe_layer
+from upcycle.moe.routing import SCORES, Routing, scoring_of
 
 POSITIONS = 64
 """Rows of logits worked on at a time, so that temporaries stay small beside the logits themselves."""
@@ -28,7 +31,7 @@ class Layer:
     """One layer of the MoE, against the dense one."""
 
     error: float = 0.0  # largest difference of its output's hidden states, relative to the largest dense one
-    router: RouterMeasures | None = None
+    router: dict[str, Any] = field(default_factory=dict)  # figures of `upcycle.figures` by name
     gradient: RouterGradient | None = None
 
 
@@ -93,7 +96,7 @@ def _run_compared(
         states[index] = call[0]  # the dense state has been used; this frees it
 
     def note_router(index: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        parity.layers[index].router = measure_router(output[0], output[2])
+        parity.layers[index].router = router_figures(Routing(*output))
 
     hooks = [
         layer.get_submodule(router).register_forward_hook(
@@ -109,6 +112,13 @@ def _run_compared(
     return calls, hidden_BTD
 
 
+def router_figures(routing: Routing) -> dict[str, Any]:
+    """Return every figure that one router has on one text, by name."""
+    groups = Groups.of([routing], SCORES[scoring_of(routing) or "softmax"])
+    found = {name: value[0].tolist() for name, value in (measured("tokens", groups) | measured("text", groups)).items()}
+    return found | measured("load", found["load"])
+
+
 def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
@@ -120,9 +130,9 @@ def _compare_logits(parity: Parity, dense_TV: Tensor, moe_TV: Tensor, targets_T:
 
 
 def _loss(logits_TV: Tensor, targets_T: Tensor) -> float:
-    """Return the mean cross-entropy in nats: `log sum exp(logits) - logits[target]`."""
-    logged = torch.cat([block.logsumexp(-1) for block in logits_TV.split(POSITIONS)])
-    return float((logged - logits_TV.gather(1, targets_T[:, None])[:, 0]).mean())
+    """Return the mean cross entropy in nats."""
+    blocks = zip(logits_TV.split(POSITIONS), targets_T.split(POSITIONS), strict=True)
+    return sum(float(summed_cross_entropy(*block)) for block in blocks) / len(targets_T)
 
 
 def _hidden_gradient(model: StreamedModel, logits_TV: Tensor, targets_T: Tensor) -> Tensor:

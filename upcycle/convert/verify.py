@@ -23,6 +23,7 @@ from upcycle.convert.receipt import request_of
 from upcycle.convert.record import Record
 from upcycle.families.config import find_pair
 from upcycle.families.pairs import Pair
+from upcycle.figures import FIGURES, bound_of
 from upcycle.plan.compare import compare_tensors, report_tensors, some
 from upcycle.plan.plan import Plan
 from upcycle.plan.receipt import read_receipt
@@ -194,20 +195,17 @@ def _layer_lines(plan: Plan, pair: Pair, layers: list[Any], otherwise: Verdict) 
     worst = max(range(len(layers)), key=lambda index: layers[index].error)
     text = f"largest error {layers[worst].error:.1e} of the layer's largest value, in layer {worst}"
     yield Line("layers", "ok" if layers[worst].error <= LAYER_TOLERANCE else otherwise, text)
-    routers = [layer.router for layer in layers]
-    yield Line(
-        "router logits",
-        "ok",
-        f"standard deviation {_range([r.logit_std for r in routers])}, entropy {_range([r.entropy for r in routers])} "
-        "of the most there can be",
+    spread, entropy, busiest = (
+        _range([layer.router[name] for layer in layers]) for name in ("logit_std", "entropy", "max_over_mean")
     )
-    unused = sum(router.unused for router in routers)
-    yield Line(
-        "expert load",
-        "note" if unused else "ok",
-        f"busiest expert {_range([r.max_over_mean for r in routers])} times an even share"
-        + (f"; {unused} of {plan.total_experts * len(layers)} experts were not used on this text" if unused else ""),
-    )
+    text = f"standard deviation {spread}, entropy {entropy} {FIGURES['entropy'].unit}"
+    yield Line("router logits", "ok", text)
+    dead = sum(layer.router["dead"] for layer in layers)
+    text = f"busiest expert {busiest} {FIGURES['max_over_mean'].unit}"
+    if dead:
+        count = plan.total_experts * len(layers)
+        text += f"; {dead} of {count} experts are dead on this text: under {bound_of('dead'):.0%} of an even share"
+    yield Line("expert load", "note" if dead else "ok", text)
     yield _gradient_line(layers, exact=plan.exact, dead=plan.active_experts == 1 and pair.target.router.renormalises)
 
 

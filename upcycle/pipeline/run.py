@@ -15,7 +15,7 @@ from upcycle.pipeline.touched import names_read
 from upcycle.plan.execute import Advance
 
 if TYPE_CHECKING:
-    from upcycle.train.loop import Observer as TrainingObserver
+    from upcycle.train.watch.observer import TrainingObserver
 
 
 class Skipped:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from upcycle.convert.convert import Draft
     from upcycle.hub.push import Pushed
     from upcycle.plan.report import Report
-    from upcycle.train.loop import Observer, Trained
+    from upcycle.train.loop import Trained
+    from upcycle.train.watch.observer import TrainingObserver
 
 
 BUILT_IN = {"demo:tiny": Path(upcycle.__file__).parent / "data" / "tiny"}
@@ -167,7 +168,7 @@ def merge(request: requests.Merge, start: Callable[[int], Advance] = lambda _: l
     return rehearse(adapter, base, request) if request.dry_run else carry_out(adapter, base, request, start)
 
 
-def train(request: requests.Train, observer: "Observer | None" = None) -> "Trained":
+def train(request: requests.Train, observer: "TrainingObserver | None" = None) -> "Trained":
     """Continue training a model; see `upcycle.train.loop.train`."""
     from upcycle.train.loop import train as carry_out
 

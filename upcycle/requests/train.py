@@ -8,7 +8,7 @@ from upcycle.errors import RecipeError
 from upcycle.option import argument, option
 from upcycle.requests.checks import check_kinds, require
 
-Trained = Literal["all", "experts", "router", "lora"]
+TrainedPart = Literal["all", "experts", "router", "lora"]
 Schedule = Literal["cosine", "inverse-sqrt", "wsd", "constant"]
 Scope = Literal["sequence", "micro-batch", "global-batch"]
 TrainDtype = Literal["auto", "f32", "bf16"]
@@ -93,7 +93,7 @@ class Train:
         0.0, "Weight of each layer's importance loss, of a sequence (0 is even).", group=_LOSSES
     )
 
-    train: Trained = option("all", "What is trained.", group=_MODEL)
+    train: TrainedPart = option("all", "What is trained.", group=_MODEL)
     dtype: TrainDtype = option(
         "auto", "Data type of the parameters; bf16 has float32 master weights and routers. auto: bf16 on a GPU that "
         "has it, f32 elsewhere.", group=_MODEL,

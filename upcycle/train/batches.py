@@ -16,12 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upcycle.moe.loss import IGNORED
 from upcycle.text.pack import Block
 from upcycle.text.state import StreamState
 from upcycle.text.stream import BlockStream
-
-IGNORED = -100
-"""What is asked for at a place where the loss asks for nothing; torch's name for it is ignore_index."""
 
 TARGETS = "next_ids"
 """Of a micro-batch: the token after each, or IGNORED. Everything else are arguments of the model."""

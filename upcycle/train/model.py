@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -22,7 +22,7 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.errors import InputError
 from upcycle.moe.routing import Router, find_routers
-from upcycle.requests.train import Train, TrainDtype, Trained
+from upcycle.requests.train import Train, TrainDtype, TrainedPart
 from upcycle.train.adapter import save_adapter, with_adapter
 from upcycle.train.lora import DIRECTORY, is_adapted, plain_name, restore, wrapped
 from upcycle.train.precision import keep_routers_fp32, state_for_saving
@@ -63,10 +63,14 @@ class Trainee:
         total = sum(parameter.numel() for parameter in self.model.parameters())
         return int(total - idle - looked_up)
 
-    def save(self, directory: Path, *, merged: bool) -> None:
-        """Write the model as stock transformers reads it.
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights by name, in the data types of checkpoints; of adapters peft saves what it needs."""
+        return {} if is_adapted(self.model) else state_for_saving(self.model)
 
-        Weights have the names and the layout of a checkpoint, whatever they have in memory; config, tokenizer and
+    def save(self, directory: Path, weights: Mapping[str, Tensor], *, merged: bool) -> None:
+        """Write the model as stock transformers reads it, with the `weights` that `state` has, whole.
+
+        They have the names and the layout of a checkpoint, whatever they have in memory; config, tokenizer and
         chat template are those of the model it began as, but for the data type. With LoRA it is the adapter, or with
         `merged`, which ends the training, the model that it makes, and the adapter in the directory `lora.DIRECTORY`.
         An adapter that was trained stays one.
@@ -74,7 +78,7 @@ class Trainee:
         if self.base is not None:
             save_adapter(self.model, directory, self.source, self.base)
         else:
-            self._save_model(directory, merged=merged)
+            self._save_model(directory, weights, merged=merged)
         for page in directory.rglob("README.md"):  # peft's, with everything still to be filled in
             page.unlink()
         for name in SIDE_FILES:
@@ -87,14 +91,15 @@ class Trainee:
         """Where the tokenizer and what goes with it come from."""
         return _home(self.source, self.base)
 
-    def _save_model(self, directory: Path, *, merged: bool) -> None:
+    def _save_model(self, directory: Path, weights: Mapping[str, Tensor], *, merged: bool) -> None:
         model = self.model
         if is_adapted(model):
             model.save_pretrained(directory / DIRECTORY if merged else directory)
             if merged:
                 model = self._merged(directory / DIRECTORY)
+                weights = state_for_saving(model)
         if not is_adapted(model):
-            model.save_pretrained(directory, state_dict=state_for_saving(model), max_shard_size="5GB")
+            model.save_pretrained(directory, state_dict=dict(weights), max_shard_size="5GB")
         if (directory / CONFIG_FILE).exists():
             config = json.loads((self.source / CONFIG_FILE).read_bytes())
             named = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
@@ -243,7 +248,7 @@ def _tokenizer(source: Path, vocabulary: int) -> Any:
     return tokenizer
 
 
-def _groups(model: nn.Module, routers: list[Router], trained: Trained) -> dict[str, dict[str, nn.Parameter]]:
+def _groups(model: nn.Module, routers: list[Router], trained: TrainedPart) -> dict[str, dict[str, nn.Parameter]]:
     """Sort the parameters that are trained, and freeze the others; with adapters peft has frozen the model."""
     groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in GROUPS}
     for name, parameter in model.named_parameters():

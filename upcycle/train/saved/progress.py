@@ -9,13 +9,16 @@ The learning rate follows from the step, and so do random numbers: each step see
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.text.state import StreamState
 from upcycle.train.optimizer import Optimizer
-from upcycle.train.tensors import load_tensors, save_tensors
+from upcycle.train.saved.tensors import load_tensors, save_tensors
 
 DIRECTORY = "state"
 _OPTIMIZER_FILE, _STEP_FILE = "optimizer.safetensors", "step.json"
@@ -30,11 +33,11 @@ class Progress:
     stream: StreamState | None  # None: nothing was read
 
 
-def write_state(checkpoint: Path, optimizer: Optimizer, progress: Progress) -> None:
-    """Write the state of a run into its checkpoint."""
+def write_state(checkpoint: Path, optimizer: Mapping[str, Tensor], progress: Progress) -> None:
+    """Write the state of a run into its checkpoint; `optimizer` is all of `Optimizer.state_tensors`."""
     directory = checkpoint / DIRECTORY
     directory.mkdir(exist_ok=True)
-    save_tensors(directory / _OPTIMIZER_FILE, optimizer.state_tensors())
+    save_tensors(directory / _OPTIMIZER_FILE, optimizer)
     if progress.stream is not None:
         progress.stream.to_files(directory)
     (directory / _STEP_FILE).write_text(json.dumps({"step": progress.step, "tokens": progress.tokens}) + "\n")

@@ -2,7 +2,7 @@
 
     training.json               what decides the numbers, and which of the files beside it are the finished model
     run.lock                    held by the process that trains
-    checkpoint-000100/          complete: see `upcycle.train.manifest`
+    checkpoint-000100/          complete: see `upcycle.train.saved.manifest`
     checkpoint-000200.partial/  being written, or being removed; swept when a run opens
     config.json ...             the model, once the training is over
 
@@ -23,7 +23,7 @@ from upcycle.checkpoint.place import REPLACED, staging_path
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import sync_directory, write_durably
 from upcycle.errors import CheckpointError, InputError
-from upcycle.train.manifest import find_strangers, leaves, with_parents
+from upcycle.train.saved.manifest import find_strangers, leaves, with_parents
 
 RECORD_FILE = "training.json"
 LOCK_FILE = "run.lock"
@@ -37,7 +37,7 @@ _SHOWN = 4  # differences in a message
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RunRecord:
     """What a run says about itself."""
 
     fingerprint: dict[str, Any]  # a JSON value
@@ -55,7 +55,7 @@ def checkpoint_paths(out: Path) -> dict[int, Path]:
     return {step: found[step] for step in sorted(found, reverse=True) if found[step].is_dir()}
 
 
-def read_record(out: Path) -> Record | None:
+def read_record(out: Path) -> RunRecord | None:
     """Return the record of the run in `out`, or None where there is none; CheckpointError when it is damaged."""
     path = out / RECORD_FILE
     if not path.is_file():
@@ -64,10 +64,10 @@ def read_record(out: Path) -> Record | None:
     fingerprint, files = value.get("fingerprint"), value.get("files")
     if value.get("format") != _FORMAT or not isinstance(fingerprint, dict) or not _are_names(files):
         raise CheckpointError("is no record of a training run that this version knows", where=path)
-    return Record(fingerprint, tuple(files))
+    return RunRecord(fingerprint, tuple(files))
 
 
-def write_record(out: Path, record: Record) -> None:
+def write_record(out: Path, record: RunRecord) -> None:
     """Replace the record of the run in `out` durably, in one step."""
     value = {"format": _FORMAT, "fingerprint": record.fingerprint, "files": record.files}
     staged = staging_path(out / RECORD_FILE)
@@ -86,7 +86,7 @@ def check_apart(out: Path, models: Sequence[Path], data: Sequence[Path]) -> None
             )
 
 
-def check_out(out: Path, *, resume: bool, overwrite: bool, beside: Collection[str]) -> Record | None:
+def check_out(out: Path, *, resume: bool, overwrite: bool, beside: Collection[str]) -> RunRecord | None:
     """Return the record of the run in `out` that may go on or be replaced, None where `out` is free; else InputError.
 
     `beside` names files and directories that a run writes into `out` besides what this module knows.
@@ -124,7 +124,7 @@ def check_same(out: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any], f
         )
 
 
-def clear(out: Path, record: Record) -> None:
+def clear(out: Path, record: RunRecord) -> None:
     """Remove a run that `check_out` found replaceable: first what makes it look like a model, last what tells of it."""
     withdraw(out, record)
     for entry in sorted(out.iterdir()):
@@ -134,7 +134,7 @@ def clear(out: Path, record: Record) -> None:
     sync_directory(out)
 
 
-def withdraw(out: Path, record: Record) -> None:
+def withdraw(out: Path, record: RunRecord) -> None:
     """Let the top of `out` no longer look like a model, durably."""
     marks = [out / name for name in MODEL_MARKS if name in record.files and (out / name).exists()]
     for mark in marks:
@@ -143,7 +143,7 @@ def withdraw(out: Path, record: Record) -> None:
         sync_directory(out)
 
 
-def sweep(out: Path, record: Record) -> None:
+def sweep(out: Path, record: RunRecord) -> None:
     """Remove what a kill has left half written or half removed."""
     for entry in sorted(out.iterdir()):
         if _is_partial(entry):
@@ -199,7 +199,7 @@ def discard_staged(path: Path) -> None:
 _BEGINNINGS = {LOCK_FILE, staging_path(Path(RECORD_FILE)).name}  # left by a kill before a run had begun
 
 
-def _check_replaceable(out: Path, record: Record, beside: Collection[str], *, overwrite: bool) -> None:
+def _check_replaceable(out: Path, record: RunRecord, beside: Collection[str], *, overwrite: bool) -> None:
     if not overwrite:
         raise InputError("a training run is there", where=out, hint="--resume continues it, --overwrite starts again")
     foreign = list(_foreign(out, record, beside))
@@ -212,7 +212,7 @@ def _check_replaceable(out: Path, record: Record, beside: Collection[str], *, ov
         )
 
 
-def _foreign(out: Path, record: Record, beside: Collection[str]) -> Iterator[str]:
+def _foreign(out: Path, record: RunRecord, beside: Collection[str]) -> Iterator[str]:
     """Yield what no training run has made, relative to `out`."""
     made = {RECORD_FILE, *record.files, *beside}
     made = with_parents(made | {f"{name}.partial" for name in made} | {LOCK_FILE})

@@ -14,6 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from upcycle.figures import bound_of
+
 Metrics = dict[str, Any]
 """One step, as a line of `metrics.jsonl`."""
 
@@ -30,9 +32,9 @@ MENDING = 0.02
 """A layer whose misplaced share has fallen by this much from the first half of the window to the second is on its way
 back (the balance loss at work after a start from drawn routers) and not reported."""
 
-DEAD, COLD = 0.01, 0.05
-"""Parts of an even share: an expert dies that gets less than the first, and lives again that gets the second. Of 8
-experts they are about .1% and .5% of the choices; with hundreds of experts an even share is no more than that."""
+DEAD, COLD, IDENTICAL = bound_of("dead"), bound_of("cold"), bound_of("cosine")
+"""An expert dies below the first and lives again from the second on, as parts of an even share; from the third on,
+as a cosine, experts are the same."""
 
 STILL = 5
 """Steps without a gradient after which a router is dead. Identical experts give it none at the first step, and a
@@ -47,10 +49,10 @@ HISTORY, ENOUGH = 50, 20
 SPREAD = 1.4826
 """Standard deviation of normal noise, in units of its median absolute deviation."""
 
-IDENTICAL, LEARNT = 1 - 1e-6, 100
-"""Cosine from which on experts are the same, and steps with a learning rate after which they should no longer be. By
-then AdamW at 1e-5 can have moved weights of .05 by 2%, which is a cosine of .9998; parameters in bf16 without float32
-master weights round such steps away."""
+LEARNT = 100
+"""Steps with a learning rate after which experts should no longer be identical. By then AdamW at 1e-5 can have moved
+weights of .05 by 2%, which is a cosine of .9998; parameters in bf16 without float32 master weights round such steps
+away."""
 
 SHOWN = 8
 """Layers, and experts of a layer, that an alert names."""

@@ -7,29 +7,26 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from accelerate import Accelerator
+from typing import Any
 
 from upcycle.checkpoint.place import METRICS_FILE
 from upcycle.checkpoint.writer import write_durably
 from upcycle.errors import StagingError
-from upcycle.train.alerts import Watch
-
-if TYPE_CHECKING:
-    from upcycle.train.loop import Observer
+from upcycle.train.parallel.world import World
+from upcycle.train.watch.alerts import Watch
+from upcycle.train.watch.observer import TrainingObserver
 
 
 class Journal:
     """A context in which lines are written, on the main process; on the others it keeps silent."""
 
-    def __init__(self, out: Path, done: int, accelerator: Accelerator, observer: "Observer") -> None:
+    def __init__(self, out: Path, done: int, world: World, observer: TrainingObserver) -> None:
         """Open `out`'s file: of a run that goes on after `done` steps the lines until there stay, of a new one none."""
-        self._accelerator, self._observer, self._done = accelerator, observer, done
+        self._world, self._observer, self._done = world, observer, done
         self._watch = Watch()
         self._losses: list[float] = []
         self._eval_losses: list[float] = []
-        self._file = _reopened(out / METRICS_FILE, done, self._remember) if accelerator.is_main_process else None
+        self._file = _reopened(out / METRICS_FILE, done, self._remember) if world.is_main else None
 
     def __enter__(self) -> "Journal":
         """Return itself."""
@@ -72,8 +69,7 @@ class Journal:
         self._observer.step(line)
         for alert in alerts:
             self._observer.note(alert)
-        if self._accelerator.trackers:
-            self._accelerator.log(dict(_numbers(line)), step=line["step"])
+        self._world.log(dict(_numbers(line)), step=line["step"])
 
     def make_durable(self) -> None:
         """Bring the lines onto the disk, as a checkpoint that follows them will be."""
