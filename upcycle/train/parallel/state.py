@@ -41,7 +41,8 @@ def _squares(gradients: Iterable[Tensor], device: torch.device) -> Iterable[Tens
 def _sum_of_squares(gradient: Tensor) -> Tensor:
     """Return `sum_i g_i^2`; a GPU widens element by element, a CPU would take thirty times as long for that."""
     if gradient.device.type != "cpu":
-        return torch.linalg.vector_norm(gradient, dtype=wide(gradient.device)).square()
+        norm: Tensor = torch.linalg.vector_norm(gradient, dtype=wide(gradient.device))
+        return norm.square()
     total = torch.zeros((), dtype=torch.float64)
     for piece in gradient.flatten().split(PIECE):
         widened = piece.double()

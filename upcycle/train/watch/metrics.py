@@ -33,7 +33,9 @@ def fetch(outcome: Outcome) -> Fetched:
         **{f"norm {name}": value for name, value in outcome.norms.items()},
         "stop": outcome.stop,
     }
-    numbers = {name: value.tolist() for name, value in unpack(pack(everything).cpu(), everything).items()}
+    numbers: dict[str, Any] = {
+        name: value.tolist() for name, value in unpack(pack(everything).cpu(), everything).items()
+    }
     return Fetched(
         {name: numbers[f"mean {name}"] for name in outcome.means},
         {name: numbers[f"norm {name}"] for name in outcome.norms},
