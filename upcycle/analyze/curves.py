@@ -1,4 +1,4 @@
-"""Curves over the steps of one or several runs: losses, learning rates, gradients, speed, and every layer's routing."""
+"""Draws curves over the steps of one or several trainings: losses, rates, gradients, speed, every layer's routing."""
 
 from collections.abc import Sequence
 from math import ceil

@@ -1,4 +1,4 @@
-"""The load of every expert as colour: at the end of a run, and over its steps."""
+"""Draws the load of every expert as colour: at the end of a training, and over its steps."""
 
 from math import ceil
 from typing import Any
@@ -138,7 +138,7 @@ def _few(count: int, most: int) -> list[int]:
 
 
 def _write_cells(axes: Axes, share_LE: Floats) -> None:
-    """Numbers where there is room, and a cross on every dead expert."""
+    """Write numbers where there is room, and a cross on every dead expert."""
     roomy = share_LE.size <= WRITTEN and share_LE.shape[1] <= 32
     for (row, column), share in np.ndenumerate(share_LE):
         dead = share < DEAD

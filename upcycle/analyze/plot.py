@@ -1,4 +1,4 @@
-"""Drawing trainings: which pictures there are, and where they go."""
+"""Draws all pictures of one or several trainings into a directory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

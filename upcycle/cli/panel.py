@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a panel on a terminal, a line now and then in a pipe."""
+"""Shows a training while it runs: a panel on a terminal, a line now and then in a pipe."""
 
 import logging
 import sys
@@ -26,7 +26,7 @@ LINE_SECONDS, LINE_PART, LINE_PATIENCE = 10.0, 100, 600.0
 minutes: often enough for a short run, and a log of a hundred-odd lines for a long one."""
 
 DRAW_SECONDS = 0.2
-"""Between two drawings of the panel."""
+"""Seconds between two drawings of the panel."""
 
 PACE = 50
 """Last steps by whose pace the time that is left is guessed: the first ones of a run are slow."""
@@ -43,7 +43,7 @@ ROOMY = 80
 LOSSES = {name: FIGURES[name].label for name in ("loss", *ROUTER_LOSSES)}
 
 COLOURS = {"dead": "bold red", "cold": "yellow"}
-"""Of counts that are above zero."""
+"""Styles of counts that are above zero."""
 
 BESIDE_FIGURES = 16
 """Columns of the table of layers besides loads and figures."""

@@ -1,4 +1,4 @@
-"""Both models run on one text, layer by layer from disk: do they compute the same, and can the routers learn?
+"""Runs the dense model and the MoE on one text, layer by layer from disk, and compares what they compute.
 
 Shapes: B batch (1), T tokens, D hidden, V vocabulary, E experts, K top-k.
 """
@@ -28,7 +28,7 @@ TOLERANCE = 1e-5
 
 @dataclass
 class Layer:
-    """One layer of the MoE, against the dense one."""
+    """How one layer of the MoE compares to the dense one."""
 
     error: float = 0.0  # largest difference of its output's hidden states, relative to the largest dense one
     router: dict[str, Any] = field(default_factory=dict)  # figures of `upcycle.figures` by name
@@ -37,7 +37,7 @@ class Layer:
 
 @dataclass
 class Parity:
-    """The two models on one text."""
+    """How the two models compare on one text."""
 
     tokens: int
     largest_logit: float = 0.0  # of the dense model

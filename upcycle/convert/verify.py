@@ -1,4 +1,4 @@
-"""The receipt held against the facts: what every line claims, what was found, and a verdict."""
+"""Verifies a conversion: rebuilds its plan, compares every tensor and file, runs both models, and reports verdicts."""
 
 import hashlib
 import json
@@ -37,12 +37,12 @@ LAYER_TOLERANCE = 1e-4
 """Largest error of a layer's output, relative to its largest value: rounding adds up from layer to layer."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-"""Files that some reader takes for weights."""
+"""Endings of files that a program might load as weights."""
 
 READ_FILES = (
     *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES, GENERATION_FILE, INDEX_FILE, "adapter_config.json", "processor_config.json",
 )  # fmt: skip
-"""Files that a reader looks for beside the weights, and obeys."""
+"""Files beside the weights that change what a program loads."""
 
 
 Start = Callable[[int], Callable[[int], None]]
@@ -75,7 +75,7 @@ def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: S
 
 
 def _check_plan(report: Report, plan: Plan, moe: Checkpoint, receipt: dict[str, Any]) -> None:
-    """The source is the one that was converted, and the config is the plan's."""
+    """Check that the dense model is the one that was converted, and that the config is the plan's."""
     same_source = receipt["source"].get("files") == {name: dict(of) for name, of in plan.sources.items()}
     report.add(
         "source",
@@ -105,7 +105,7 @@ def _check_plan(report: Report, plan: Plan, moe: Checkpoint, receipt: dict[str, 
 
 
 def _check_files(report: Report, moe: Checkpoint, receipt: dict[str, Any]) -> None:
-    """The tokenizer's and generation's files are those that were written, and no other weights lie beside them."""
+    """Check that the files beside the weights are as they were written, and that no other weights lie there."""
     made = receipt["files"]
     beside = {name: digest for name, digest in made.items() if name not in (*moe.headers, CONFIG_FILE, INDEX_FILE)}
     changed = sorted(name for name, digest in beside.items() if _sha256(moe.directory / name) != digest)
@@ -127,7 +127,7 @@ def _sha256(path: Path) -> str | None:
 def _check_function(
     report: Report, plan: Plan, dense: Checkpoint, moe: Checkpoint, request: Verify, *, own_tokenizer: bool
 ) -> None:
-    """Run both models and say what came out; with a tokenizer of its own the MoE's ids count for both."""
+    """Run both models and report how they compare; `own_tokenizer` gives the MoE's token ids to both."""
     from upcycle.convert.parity import TOLERANCE, Parity, run_both
     from upcycle.text.read import random_ids, read_text, token_ids
 
@@ -191,7 +191,7 @@ def _perplexity(loss: float) -> float:
 
 
 def _layer_lines(plan: Plan, pair: Pair, layers: list[Any], otherwise: Verdict) -> Iterator[Line]:
-    """What the layers and their routers do."""
+    """Yield the lines on layers, routers and loads."""
     worst = max(range(len(layers)), key=lambda index: layers[index].error)
     text = f"largest error {layers[worst].error:.1e} of the layer's largest value, in layer {worst}"
     yield Line("layers", "ok" if layers[worst].error <= LAYER_TOLERANCE else otherwise, text)
@@ -210,7 +210,7 @@ def _layer_lines(plan: Plan, pair: Pair, layers: list[Any], otherwise: Verdict) 
 
 
 def _gradient_line(layers: list[Any], *, exact: bool, dead: bool) -> Line:
-    """Whether the routers can learn; float32 leaves 1e-8 or so where a gradient is zero by construction."""
+    """Return the line on whether routers can learn; gradients that are zero by construction come out as 1e-8 or so."""
     now, after = ([getattr(layer.gradient, when) for layer in layers] for when in ("now", "after_step"))
     if dead:
         text = f"{_range(now)}, after one step {_range(after)}: one expert at weight 1, these routers never learn"

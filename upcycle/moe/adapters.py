@@ -208,7 +208,7 @@ class Ia3Experts(Experts):
         return output
 
 
-class LowRank(nn.Module):
+class LoraUpdate(nn.Module):
     """A plain LoRA (2106.09685): adds `s B A x`."""
 
     def __init__(self, inputs: int, outputs: int, rank: int, *, scaling: float) -> None:

@@ -1,4 +1,4 @@
-"""What a training adds to the lineage of its model: by which options, for how long, with which losses."""
+"""Writes the lineage of a trained model: what it was made from, and the options, steps and losses of this training."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Continued training: the one loop.
+"""Trains a model: the loop over steps, and what it does when a step fails, a signal comes or a checkpoint is due.
 
 A step is the same numbers whether it is computed by one process or several, in one micro-batch or many; a run that was
 stopped and resumed is the run that was not. For that nothing is drawn from global state that a step did not seed, the

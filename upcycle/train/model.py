@@ -1,4 +1,4 @@
-"""The model that is trained: loaded by stock transformers, its parameters sorted into groups."""
+"""Loads the model that is trained by stock transformers, sorts its parameters into groups, and saves it."""
 
 import json
 import shutil
@@ -28,19 +28,19 @@ from upcycle.train.lora import DIRECTORY, is_adapted, plain_name, restore, wrapp
 from upcycle.train.precision import keep_routers_fp32, state_for_saving
 
 GROUPS = ("router", "experts", "rest")
-"""Of parameters: each has its learning rate and its gradient norm."""
+"""Groups of parameters: each has its own learning rate and gradient norm."""
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 FOUR_BIT_LINEAR = "Linear4bit"
-"""bitsandbytes' class, which is one of torch's linear layers."""
+"""Name of bitsandbytes' linear layer with weights in 4 bits, a subclass of torch's."""
 
 SIDE_FILES = (GENERATION_FILE, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES)
-"""What goes from the model to its successor as it is."""
+"""Files that are copied from the model to its checkpoints unchanged."""
 
 
 @dataclass(frozen=True)
 class Trainee:
-    """A model, and what of it is trained."""
+    """A model in training, and which of its parameters are trained."""
 
     source: Path
     model: Any  # a causal language model of transformers, or peft's wrapper of one
@@ -88,7 +88,7 @@ class Trainee:
 
     @property
     def home(self) -> Path:
-        """Where the tokenizer and what goes with it come from."""
+        """The directory that the tokenizer and the other SIDE_FILES are copied from."""
         return _home(self.source, self.base)
 
     def _save_model(self, directory: Path, weights: Mapping[str, Tensor], *, merged: bool) -> None:
@@ -107,7 +107,7 @@ class Trainee:
             (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _merged(self, adapter: Path) -> Any:
-        """The model with its low-rank updates added: of one in 4 bits, to the weights it was rounded from."""
+        """Return the model with its LoRA updates added; those of a model in 4 bits to the weights before rounding."""
         if not self.four_bits:
             return self.model.merge_and_unload()
         whole = AutoModelForCausalLM.from_pretrained(self.source, dtype=self.dtype, trust_remote_code=False)
@@ -157,7 +157,7 @@ def load(
 
 
 def check_trained(request: Train, source: Path, base: Path | None) -> None:
-    """Raise InputError where what shall be trained does not go with what there is."""
+    """Raise InputError for a --train or --load-in-4bit that this model or adapter does not allow."""
     if base is not None and request.train == "lora":
         raise InputError("is an adapter already", where=source, found="--train lora", expected="all, experts or router")
     if request.load_in_4bit and base is None and request.train != "lora":
@@ -168,7 +168,7 @@ def check_trained(request: Train, source: Path, base: Path | None) -> None:
 
 
 def _home(source: Path, base: Path | None) -> Path:
-    """Where the tokenizer is: beside an adapter, or beside its base."""
+    """Return the directory of the tokenizer: that of an adapter, if it has one, else that of its base."""
     return source if base is None or present_files(source, TOKENIZER_FILES) else base
 
 
@@ -223,7 +223,7 @@ def check_four_bits(model: Any, source: Path) -> None:
 
 
 def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments that hold linear layers in 4 bits (NF4, 2305.14314)."""
+    """Return the arguments of `from_pretrained` that hold linear layers in 4 bits (NF4, 2305.14314)."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

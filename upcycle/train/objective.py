@@ -1,4 +1,4 @@
-"""What is minimised besides the cross entropy: the losses of the routers; and what the routers did meanwhile.
+"""Computes the router losses that training adds to the cross entropy, and figures of what the routers decided.
 
 Every loss is a mean over the whole batch of a step, however it is cut into micro-batches and spread over processes.
 The losses of all layers are added, as in 2101.03961 and 2202.08906, so that what a coefficient does to a router does

@@ -1,4 +1,4 @@
-"""AdamW that remembers more digits than the model has.
+"""AdamW with float32 master weights: moves parameters in bfloat16 by less than their last digit.
 
 A bfloat16 weight has 8 significant bits: an update below 1/256 of it is rounded away, and at the learning rates of
 continued training most are. So every parameter below float32 has a master, its float32 copy; the optimizer moves the
@@ -124,10 +124,6 @@ class Optimizer:
     def clip(self, max_norm: float, total: Tensor) -> None:
         """Scale the gradients down to the norm `max_norm`, where `total`, which they have, is above it."""
         clip([master.weights for master in self.masters], max_norm, total)
-
-    def nonfinite(self) -> list[str]:
-        """Return the names of parameters whose gradient holds NaN or infinity; waits for the device."""
-        return [m.name for m in self.masters if m.weights.grad is not None and not m.weights.grad.isfinite().all()]
 
     @torch.no_grad()
     def step(self, factor: float) -> None:

@@ -1,4 +1,4 @@
-"""Named tensors packed into one, in the order of their names: for one all-reduce, or one transfer from the device."""
+"""Packs named tensors into one, in the order of their names, for a single all-reduce or transfer; and unpacks it."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Everything that a training run needs, made ready: processes, directory, model, optimizer, data."""
+"""Makes a training run ready, new or resumed: joins the processes, opens OUT, loads model, optimizer and data."""
 
 import hashlib
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from upcycle.train.saved.progress import Progress, read_state
 from upcycle.train.step import Stepper
 
 FREE = tuple(f"recipe.{name}" for name in ("max_steps", "save_every", "eval_data", "eval_every", "eval_sequences"))
-"""What may change when a run is resumed; with another number of steps the learning rate falls in another way."""
+"""Options that may change when a run is resumed; another --max-steps changes how the learning rate falls."""
 
 TRACKER_LOGS = "logs"
 PLOTS = "plots"  # where `upcycle plot` puts its pictures
@@ -37,7 +37,7 @@ BESIDE = ("metrics.jsonl", TRACKER_LOGS, PLOTS)
 
 @dataclass
 class Setup:
-    """A run that can begin."""
+    """A training run that is ready for its first step."""
 
     request: Train
     world: World
@@ -56,12 +56,12 @@ class Setup:
 
     @property
     def cut(self) -> Cut:
-        """How batches are cut."""
+        """How batches are cut into micro-batches and processes."""
         request, world = self.request, self.world
         return Cut(request.batch_size, request.grad_accum, world.size, world.rank)
 
     def batches(self) -> Batches:
-        """Begin to read."""
+        """Start the thread that reads the data ahead."""
         return Batches(self.stream, self.cut, pinned=self.world.device.type == "cuda")
 
 
@@ -143,7 +143,7 @@ def _open(source: Path, request: Train, world: World, base: Path | None) -> Any:
 
 
 def _identities(source: Path, base: Path | None) -> dict[str, Any]:
-    """What tells what is trained from anything else."""
+    """Identify the model, and the adapter, that is trained: a run is resumed only with the same."""
     if base is None:
         return {"model": _identity(source)}
     open_adapter(source)
@@ -159,7 +159,7 @@ def _sha256(path: Path) -> str:
 
 
 def _identity(source: Path) -> dict[str, Any]:
-    """What tells a model from another: its config, and the size and the first megabyte of each weight file."""
+    """Identify a model by the hash of its config, and the size and first megabyte of each weight file."""
     if not (source / CONFIG_FILE).is_file():
         kind = "an adapter" if is_adapter(source) else "no model"
         raise InputError(

@@ -1,4 +1,4 @@
-"""The gradients of one optimizer step: forward and backward over its micro-batches, over all processes.
+"""Computes the gradients of one optimizer step: forward and backward over its micro-batches, on all processes.
 
 Losses are scaled to be means over the whole batch. Shapes: L layers, E experts, T tokens, S tokens of a sequence.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: each complete and verified before it gets its name, the last of them made the model.
+"""Writes checkpoints of a training, each verified before it gets its name, and puts the last one's model into OUT.
 
 `open_run` gives the directory OUT to one process, `Run.save` writes a checkpoint, `Run.newest` finds the one to go on
 from, `Run.finish` puts the model at the top of OUT. Whatever stops them, the newest complete checkpoint is the old one
@@ -42,14 +42,14 @@ from upcycle.train.saved.manifest import (
 )
 
 _DISK_ERRORS = (OSError, SafetensorError, RuntimeError, StagingError)
-"""What a full or failing disk raises: through Python, safetensors, torch.save, and when it is read again."""
+"""Errors that a full or failing disk raises: in Python, safetensors and torch, and when a file is read again."""
 
 _log = logging.getLogger("upcycle")
 
 
 @dataclass
 class Run:
-    """An OUT that this process holds; made by `open_run`."""
+    """The directory OUT of a training, held by this process; made by `open_run`."""
 
     out: Path
     record: RunRecord
@@ -183,11 +183,6 @@ def open_run(
         except BaseException:
             _leave_no_trace(out, beside)
             raise
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return after how many steps a complete checkpoint was saved."""
-    return read_manifest(checkpoint).step
 
 
 def _begin(

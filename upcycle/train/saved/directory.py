@@ -1,4 +1,4 @@
-"""The directory of a training run: who may have it, and what in it a run has made.
+"""The directory OUT of a training: whether it may be used or replaced, and which files in it upcycle made.
 
     training.json               what decides the numbers, and which of the files beside it are the finished model
     run.lock                    held by the process that trains
@@ -28,7 +28,7 @@ from upcycle.train.saved.manifest import find_strangers, leaves, with_parents
 RECORD_FILE = "training.json"
 LOCK_FILE = "run.lock"
 MODEL_MARKS = ("adapter_config.json", "config.json")
-"""What makes a directory look like a model: these come last and go first."""
+"""Files that make a directory look like a model: written last, removed first."""
 
 _FORMAT = 1
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
@@ -38,19 +38,19 @@ _SHOWN = 4  # differences in a message
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What a run says about itself."""
+    """`training.json`: the identity of a run, and the files at the top of OUT that are its model."""
 
     fingerprint: dict[str, Any]  # a JSON value
     files: tuple[str, ...] = ()  # of the model at the top of OUT
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lives."""
+    """Return the path of the checkpoint after `step` steps."""
     return out / f"checkpoint-{step:06d}"
 
 
 def checkpoint_paths(out: Path) -> dict[int, Path]:
-    """Return what is called a checkpoint in `out` by its step, the newest first."""
+    """Return the directories in `out` that are named as checkpoints, by their steps, the newest first."""
     found = {int(match[1]): path for path in out.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
     return {step: found[step] for step in sorted(found, reverse=True) if found[step].is_dir()}
 
@@ -77,7 +77,7 @@ def write_record(out: Path, record: RunRecord) -> None:
 
 
 def check_apart(out: Path, models: Sequence[Path], data: Sequence[Path]) -> None:
-    """Raise InputError when the run would write where it reads."""
+    """Raise InputError when OUT lies in a directory that the training reads, or holds one."""
     own = out.resolve()
     for source, name in [*((model, "MODEL") for model in models), *((path, "the data") for path in data)]:
         if own.is_relative_to(source.resolve()) or source.resolve().is_relative_to(own):
@@ -135,7 +135,7 @@ def clear(out: Path, record: RunRecord) -> None:
 
 
 def withdraw(out: Path, record: RunRecord) -> None:
-    """Let the top of `out` no longer look like a model, durably."""
+    """Remove the MODEL_MARKS from the top of `out`, durably, so that it no longer looks like a model."""
     marks = [out / name for name in MODEL_MARKS if name in record.files and (out / name).exists()]
     for mark in marks:
         mark.unlink()
@@ -144,7 +144,7 @@ def withdraw(out: Path, record: RunRecord) -> None:
 
 
 def sweep(out: Path, record: RunRecord) -> None:
-    """Remove what a kill has left half written or half removed."""
+    """Remove checkpoints that a killed run left half written or half removed."""
     for entry in sorted(out.iterdir()):
         if _is_partial(entry):
             discard_staged(entry.with_suffix(""))
@@ -190,7 +190,7 @@ def put(staged: Path, path: Path) -> None:
 
 
 def discard_staged(path: Path) -> None:
-    """Remove what was to become the checkpoint `path`, or was one; first put back what a kill kept from coming back."""
+    """Remove the staging directory of the checkpoint `path`; first put back a checkpoint that a kill left in there."""
     place.restore(path)
     if staging_path(path).is_dir():
         remove(staging_path(path))
@@ -213,7 +213,7 @@ def _check_replaceable(out: Path, record: RunRecord, beside: Collection[str], *,
 
 
 def _foreign(out: Path, record: RunRecord, beside: Collection[str]) -> Iterator[str]:
-    """Yield what no training run has made, relative to `out`."""
+    """Yield the files that no training run has made, relative to `out`."""
     made = {RECORD_FILE, *record.files, *beside}
     made = with_parents(made | {f"{name}.partial" for name in made} | {LOCK_FILE})
     for entry in sorted(out.iterdir()):
@@ -246,6 +246,6 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def _words(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Say what `values` has under the first of `names`."""
+    """Return the first few of `names` with their values, for a message."""
     said = (f"{name} {json.dumps(values[name])[:80]}" if name in values else f"no {name}" for name in names[:_SHOWN])
     return ", ".join(said)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model: the optimizer, the place in the data, the step.
+"""Writes and reads the state of a training in its checkpoint: the optimizer, the place in the data, the step.
 
     state/optimizer.safetensors    moments and float32 master weights
     state/data.*                   how far every source has been read, and what was read ahead
@@ -26,7 +26,7 @@ _OPTIMIZER_FILE, _STEP_FILE = "optimizer.safetensors", "step.json"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """How far a training is."""
 
     step: int
     tokens: int

@@ -1,4 +1,4 @@
-"""Alerts: what goes wrong in a training run, said in plain words when it begins.
+"""Alerts: finds trouble in the figures of a training (collapse, dead experts, spikes) and says it in a sentence.
 
 Each kind of trouble is a class with `see(metrics)`, which gets the steps one by one as `metrics.jsonl` has them and
 keeps no more than a window of them. A trouble is told once, and again only after it was over: the bound that ends it
@@ -68,7 +68,7 @@ class _Trouble(Protocol):
     """One kind of trouble."""
 
     def see(self, metrics: Metrics) -> list[str]:
-        """Take in a step and return what has begun with it."""
+        """Take in a step and return an alert for each trouble that begins with it."""
 
 
 class Watch:
@@ -90,13 +90,13 @@ class Watch:
 
 
 class _Episodes(Generic[Key]):
-    """Which troubles are going on."""
+    """Keeps which troubles are going on, so that each is told once."""
 
     def __init__(self) -> None:
         self._open: set[Key] = set()
 
     def begun(self, bad: Iterable[Key], over: Iterable[Key]) -> list[Key]:
-        """Return what of `bad` was not going on before; what is `over` may begin again."""
+        """Return the troubles of `bad` that were not going on before; those that are `over` may begin again."""
         new = [key for key in bad if key not in self._open]
         self._open.update(new)
         self._open.difference_update(over)
@@ -287,6 +287,6 @@ def _experts(pairs: list[tuple[int, int]]) -> str:
 
 
 def _some(names: Sequence[object]) -> str:
-    """Not more of them than a sentence holds: `1, 2, 5 and 7 more`."""
+    """Return the first few names and how many more there are: `1, 2, 5 and 7 more`."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + rest

@@ -1,4 +1,4 @@
-"""What is told of a step: its line of `metrics.jsonl`, with a figure for every row of `upcycle.figures`."""
+"""Makes the line of `metrics.jsonl` that tells a step, with the figures of `upcycle.figures`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def fetch(outcome: Outcome) -> Fetched:
 
 
 def describe(step: int, fetched: Fetched, rates: Mapping[str, float], layers: Sequence[int]) -> dict[str, Any]:
-    """Return what is told of a step but for time and data; `layers` are the numbers of those with experts."""
+    """Return the line of a step, without its time and data; `layers` are the numbers of the layers with experts."""
     return {
         "step": step,
         "loss": fetched.loss,
@@ -57,7 +57,7 @@ def describe(step: int, fetched: Fetched, rates: Mapping[str, float], layers: Se
 
 
 def _layer(fetched: Fetched, place: int, number: int) -> dict[str, Any]:
-    """Return what is told of one layer: its figures in the order of their rows, then its losses."""
+    """Return the entry of one layer: its figures in the order of their rows, then its losses."""
     _, experts = fetched.choices[place]
     load = fetched.means["load"][place][:experts]
     known = {

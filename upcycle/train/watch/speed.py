@@ -1,4 +1,4 @@
-"""How fast a training is, and what share of the device's arithmetic it uses (model FLOPs utilisation, MFU)."""
+"""Measures tokens per second, and the share of the device's peak arithmetic that they use (MFU)."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def flops_per_token(active: int, layers: int, width: int, length: int) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return what the device can do a second at best; None where that is not known."""
+    """Return the device's peak bf16 operations a second; None where they are not known."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(device)
@@ -33,7 +33,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 class Meter:
-    """Measures speed, and what part of the device's it is (model FLOPs utilisation, 2204.02311, appendix B)."""
+    """Measures speed and model FLOPs utilisation (2204.02311, appendix B)."""
 
     def __init__(self, trainee: Trainee, length: int, world: World) -> None:
         """Measure the training of a model on sequences of `length` tokens."""
@@ -43,11 +43,11 @@ class Meter:
         self._began = time.perf_counter()
 
     def restart(self) -> None:
-        """Begin to measure; what was before, such as saving, does not count."""
+        """Start the clock anew, so that time before, such as that of saving, does not count."""
         self._began = time.perf_counter()
 
     def lap(self, tokens: int, shares: Sequence[float]) -> dict[str, float | None]:
-        """Return the speed since the last call, in which `tokens` met such shares of the layers' experts."""
+        """Return the speed since the last call, for `tokens` that each used such shares of the layers' experts."""
         began, self._began = self._began, time.perf_counter()
         speed = tokens / max(self._began - began, 1e-9)
         if self._peak is None:
