@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-import torch.multiprocessing
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.multiprocessing.spawn import spawn
 
 from upcycle.train.parallel.state import gathered
 
@@ -19,7 +19,7 @@ def test_whole_tensors_are_gathered_as_they_are() -> None:
 
 
 def test_shards_are_gathered_under_the_names_of_the_whole(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_gather, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    spawn(_gather, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found.keys() == TENSORS.keys()
