@@ -187,7 +187,7 @@ class Panel:
             rows.add_row(LOSSES[name], Text(f"{trace.last:.4f}", "bold"), f"smooth {trace.smooth:.4f}", line)
             if name == "loss" and self._evaluated:
                 value, step = self._evaluated
-                rows.add_row("held out", Text(f"{value:.4f}", "bold"), f"at step {step:,}", "")
+                rows.add_row(FIGURES["eval_loss"].label, Text(f"{value:.4f}", "bold"), f"at step {step:,}", "")
         return rows
 
 
@@ -250,16 +250,16 @@ def _figures(metrics: Metrics) -> RenderableType:
     speed += [f"MFU {metrics['mfu']:.1%}"] if metrics.get("mfu") is not None else []
     speed += [f"{metrics['tokens']:,} tokens"] if metrics.get("tokens") is not None else []
     rows.add_row("speed", "  ".join(speed))
-    for name, label, form in (("lr", "lr", ".2e"), ("grad_norm", "gradient", ".3g")):
-        groups = metrics.get(name) or {}
-        words = (f"{group} {value:{form}}" for group, value in groups.items() if value is not None)
-        rows.add_row(label, "  ".join(words))
+    for row in (FIGURES["lr"], FIGURES["grad_norm"]):
+        groups = metrics.get(row.name) or {}
+        words = (f"{group} {value:{row.form}}" for group, value in groups.items() if value is not None)
+        rows.add_row(row.label, "  ".join(words))
     return rows
 
 
 def _words(metrics: Metrics) -> Iterator[str]:
     """A step in words."""
-    for name, label in {**LOSSES, "eval_loss": "held out"}.items():
+    for name, label in {**LOSSES, "eval_loss": FIGURES["eval_loss"].label}.items():
         if metrics.get(name) is not None:
             yield f"{label} {metrics[name]:.4f}"
     if metrics.get("tokens_per_second") is not None:
