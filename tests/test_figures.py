@@ -76,7 +76,7 @@ def test_entropy_is_that_of_the_routers_own_probabilities() -> None:
     coefficients = dict.fromkeys(ROUTER_LOSSES, 0.0)
     _, trained = RouterObjective(coefficients, "micro-batch", "sigmoid")([router], 1)
     assert trained["entropy"].tolist() == pytest.approx([expected])
-    assert router_figures(router)["entropy"] == pytest.approx(expected)
+    assert router_figures(router, "sigmoid")["entropy"] == pytest.approx(expected)
     # a softmax of the same logits, which this router never takes, is another: 1/(1+3+1/3) ...
     other = RouterObjective(coefficients, "micro-batch", "softmax")([router], 1)[1]["entropy"]
     assert abs(float(other) - expected) > 0.1
@@ -89,7 +89,7 @@ def test_training_and_verify_say_the_same_of_a_router(scoring: str, scores: obje
     weights_TK, chosen_TK = scores(logits_TE).topk(2)
     router = Routing(logits_TE, weights_TK, chosen_TK)
     _, trained = RouterObjective(dict.fromkeys(ROUTER_LOSSES, 0.0), "micro-batch", scoring)([router], 1)
-    verified = router_figures(router)
+    verified = router_figures(router, scoring)
     assert verified["entropy"] == trained["entropy"].item()
     assert verified["load"] == trained["load"][0].tolist()
     assert {name: verified[name] for name in measured("load", [1.0])} == measured("load", verified["load"])
@@ -145,5 +145,5 @@ def test_packed_tensors_come_in_the_order_of_their_names() -> None:
 
 def test_the_figures_of_a_router_are_json() -> None:
     # both tokens chose experts 0 and 1, so each got half of the choices and expert 2 none
-    told = json.loads(json.dumps(router_figures(sigmoid_router())))
+    told = json.loads(json.dumps(router_figures(sigmoid_router(), "sigmoid")))
     assert (told["load"], told["dead"], told["max_over_min"]) == ([0.5, 0.5, 0.0], 1, None)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.families.pairs import Pair
-from upcycle.families.targets.target import Target
+from upcycle.families.targets.target import Router, Target
 from upcycle.moe.groups import Groups
 from upcycle.moe.load import LayerCall, StreamedModel
 from upcycle.moe.loss import summed_cross_entropy
 from upcycle.moe.measures import measured
 from upcycle.moe.probe import RouterGradient, probe_layer
-from upcycle.moe.routing import SCORES, Routing, scoring_of
+from upcycle.moe.routing import SCORES, Routing
 
 POSITIONS = 64
 """Rows of logits worked on at a time, so that temporaries stay small beside the logits themselves."""
@@ -64,7 +64,7 @@ def run_both(dense: Checkpoint, moe: Checkpoint, pair: Pair, ids_BT: Tensor) -> 
     states, dense_TV = _run(StreamedModel(dense, pair.dense.spine), ids_BT)  # not kept: it holds the memory of a layer
     parity.largest_logit = float(dense_TV.abs().max())
     model = StreamedModel(moe, pair.target.spine, pair.target)
-    calls, hidden_BTD = _run_compared(model, pair.target.router.module, ids_BT, states, parity)
+    calls, hidden_BTD = _run_compared(model, pair.target.router, ids_BT, states, parity)
     del states
     moe_TV = model.logits(hidden_BTD[0])
     _compare_logits(parity, dense_TV, moe_TV, ids_BT[0, 1:])
@@ -83,7 +83,7 @@ def _run(model: StreamedModel, ids_BT: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def _run_compared(
-    model: StreamedModel, router: str, ids_BT: Tensor, states: list[Tensor], parity: Parity
+    model: StreamedModel, router: Router, ids_BT: Tensor, states: list[Tensor], parity: Parity
 ) -> tuple[list[LayerCall], Tensor]:
     """Run the MoE; note each layer's error and router; return how each layer was called and the final states."""
     calls: list[LayerCall] = []
@@ -96,10 +96,10 @@ def _run_compared(
         states[index] = call[0]  # the dense state has been used; this frees it
 
     def note_router(index: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        parity.layers[index].router = router_figures(Routing(*output))
+        parity.layers[index].router = router_figures(Routing(*output), router.scores)
 
     hooks = [
-        layer.get_submodule(router).register_forward_hook(
+        layer.get_submodule(router.module).register_forward_hook(
             lambda _module, _inputs, output, index=index: note_router(index, output)
         )
         for index, layer in enumerate(model.layers)
@@ -112,9 +112,9 @@ def _run_compared(
     return calls, hidden_BTD
 
 
-def router_figures(routing: Routing) -> dict[str, Any]:
-    """Return every figure that one router has on one text, by name."""
-    groups = Groups.of([routing], SCORES[scoring_of(routing) or "softmax"])
+def router_figures(routing: Routing, scoring: str) -> dict[str, Any]:
+    """Return every figure that one router has on one text, by name; `scoring` is one of `SCORES`."""
+    groups = Groups.of([routing], SCORES[scoring])
     found = {name: value[0].tolist() for name, value in (measured("tokens", groups) | measured("text", groups)).items()}
     return found | measured("load", found["load"])
 
