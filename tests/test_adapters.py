@@ -20,6 +20,7 @@ from upcycle.adapters.config import spread_over_depth
 from upcycle.adapters.load import attached, expert_layers
 from upcycle.errors import InputError
 from upcycle.moe import lowrank
+from upcycle.moe.groups import Groups
 from upcycle.moe.losses import balance_loss, z_loss
 
 TYPES = ("lora", "bottleneck", "pesc", "ia3")
@@ -204,8 +205,8 @@ def test_the_routers_own_losses_have_the_gradient_of_losses_that_are_added(base:
     model(input_ids=IDS)
     hook.remove()
     logits_TE = linear(heard[0], last.weight)
-    chosen_TK = logits_TE.topk(2).indices
-    loss = 0.5 * balance_loss(logits_TE.softmax(-1)[None], chosen_TK[None]) + 0.1 * z_loss(logits_TE[None])
+    call = Groups(logits_TE[None], logits_TE.softmax(-1)[None], logits_TE.topk(2).indices[None])
+    loss = 0.5 * balance_loss(call) + 0.1 * z_loss(call)
     (expected,) = torch.autograd.grad(loss.sum(), last.weight)
     torch.testing.assert_close(found[-1], expected, rtol=1e-4, atol=1e-6)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from upcycle.train.alerts import ENOUGH, LEARNT, STILL, WINDOW, Watch, misplaced
+from upcycle.train.watch.alerts import ENOUGH, LEARNT, STILL, WINDOW, Watch, misplaced
 
 EVEN = [0.25] * 4
 Steps = Iterable[dict[str, Any]]

@@ -24,10 +24,10 @@ from tests.test_faults import Disk, can_mount, mount
 from tests.test_interrupt import FORKS, count_steps, no_sync
 from upcycle.checkpoint.header import read_header
 from upcycle.errors import CheckpointError, InputError, StagingError
-from upcycle.train.checkpoints import Run, open_run, step_of
-from upcycle.train.directory import MODEL_MARKS, check_out, sweep
-from upcycle.train.manifest import find_fault
-from upcycle.train.tensors import DTYPES, load_tensors, save_tensors
+from upcycle.train.saved.checkpoints import Run, open_run
+from upcycle.train.saved.directory import MODEL_MARKS, check_out, sweep
+from upcycle.train.saved.manifest import find_fault, read_manifest
+from upcycle.train.saved.tensors import DTYPES, load_tensors, save_tensors
 
 assert no_sync  # a fixture
 FORKS.set_forkserver_preload(
@@ -72,7 +72,7 @@ def held_by(checkpoint: Path | None) -> int:
 
 def is_of(checkpoint: Path | None, step: int) -> bool:
     """Whether a checkpoint is complete and holds what was written after `step` steps."""
-    return checkpoint is not None and step_of(checkpoint) == step == held_by(checkpoint)
+    return checkpoint is not None and read_manifest(checkpoint).step == step == held_by(checkpoint)
 
 
 @pytest.fixture
@@ -675,7 +675,7 @@ def test_replacing_fails(
 
 def test_a_disk_that_gives_back_other_bytes(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bit that flips between the write and the time it is read again."""
-    monkeypatch.setattr("upcycle.train.manifest._forget", lambda path: flipped(path) if path.suffix else None)
+    monkeypatch.setattr("upcycle.train.saved.manifest._forget", lambda path: flipped(path) if path.suffix else None)
     before = contents(two)
     with opening(two, resume=True) as run, pytest.raises(StagingError, match="its SHA-256 is not the manifest's"):
         run.save(300, writing(300), keep=1)

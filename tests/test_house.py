@@ -16,6 +16,8 @@ PLANTED = {
     "torch in checkpoint": ("upcycle/checkpoint/header.py", "import torch", "ruff"),
     "torch reached from families": ("upcycle/families/match.py", "import torch", "lint-imports"),
     "network outside hub": ("upcycle/build/builder.py", "import huggingface_hub", "lint-imports"),
+    "accelerate outside train.parallel": ("upcycle/train/loop.py", "import accelerate", "lint-imports"),
+    "processes outside train.parallel": ("upcycle/train/loop.py", "from torch import distributed", "ruff"),
     "click outside cli": ("upcycle/pipeline/stages.py", "import click", "lint-imports"),
 }
 
@@ -30,7 +32,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def passes(gate: str, root: Path) -> bool:
     tool = Path(sys.executable).parent / gate
-    arguments = ["check", "--select", "TID253", "upcycle"] if gate == "ruff" else ["--no-cache"]
+    arguments = ["check", "--select", "TID251,TID253", "upcycle"] if gate == "ruff" else ["--no-cache"]
     return subprocess.run([tool, *arguments], cwd=root, capture_output=True).returncode == 0
 
 

@@ -25,7 +25,7 @@ from upcycle.pipeline import stages
 from upcycle.pipeline.locate import BUILT_IN
 from upcycle.plan.report import Report
 from upcycle.requests import Attach, Verify
-from upcycle.train.manifest import read_manifest
+from upcycle.train.saved.manifest import read_manifest
 
 SHORT: dict[str, Any] = {"max_steps": 2, "eval_split": 0.2, "eval_sequences": 2}
 TRAINING = {

@@ -233,7 +233,7 @@ GUARDED = {
     ("upcycle/checkpoint/writer.py", "shares_blocks"): {"fcntl"},
     ("upcycle/checkpoint/writer.py", "sync_file"): {"fcntl"},
     ("upcycle/plan/execute.py", "_disk_bytes"): {"st_blocks"},
-    ("upcycle/train/manifest.py", "_forget"): {"posix_fadvise"},
+    ("upcycle/train/saved/manifest.py", "_forget"): {"posix_fadvise"},
 }
 """Where they are used; each of these functions has another way, and the tests above, or of its module, take it."""
 

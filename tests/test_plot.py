@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from upcycle.analyze.buckets import Buckets
-from upcycle.analyze.metrics import CURVE_POINTS, LOAD_POINTS, find_metrics, read_run
+from upcycle.analyze.history import CURVE_POINTS, LOAD_POINTS, find_metrics, read_history
 from upcycle.analyze.plot import plot
 from upcycle.errors import InputError, RequestError
 from upcycle.requests.plot import Plot
@@ -90,7 +90,7 @@ def test_buckets_lose_nothing(count: int) -> None:
 
 
 def test_what_a_file_says(runs: Path) -> None:
-    run = read_run(runs / "moe/metrics.jsonl", "moe")
+    run = read_history(runs / "moe/metrics.jsonl", "moe")
     assert (run.steps, run.every, run.layers) == (40, 1, (0, 1))
     assert run.curves["loss"].step.tolist() == list(range(1, 41))
     assert run.curves["loss"].mean.tolist() == [3 + 1 / step for step in range(1, 41)]
@@ -116,7 +116,7 @@ def ragged(step: int) -> dict[str, Any]:
 
 def test_layers_may_differ_in_their_number_of_experts(tmp_path: Path) -> None:
     path = write(tmp_path / "metrics.jsonl", map(ragged, range(1, 31)))
-    run = read_run(path, "ragged")
+    run = read_history(path, "ragged")
     assert run.layers == (1, 3, 4)
     assert [load.shape for load in run.loads] == [(30, 1), (30, 2), (30, 8)]
     assert [load.tolist() for load in run.last_loads[:2]] == [pytest.approx([1.0]), pytest.approx([0.25, 0.75])]
@@ -129,7 +129,7 @@ def test_a_long_run_is_thinned_out(tmp_path: Path) -> None:
     """30,000 steps: stretches of 32, each with its mean and range, and the last one as long as it is."""
     lines = (b'{"step": %d, "loss": %d, "layers": []}\n' % (step, step % 10) for step in range(30_000))
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
-    run = read_run(tmp_path / "metrics.jsonl", "long")
+    run = read_history(tmp_path / "metrics.jsonl", "long")
     assert (run.steps, run.every) == (30_000, 32)
     curve = run.curves["loss"]
     assert CURVE_POINTS / 2 < len(curve.mean) == 938 <= CURVE_POINTS
@@ -145,7 +145,7 @@ def test_loads_of_a_long_run(tmp_path: Path) -> None:
         {"step": step, "loss": 1.0, "layers": [{"layer": 3, "load": [1 - step / 2000, step / 2000]}]}
         for step in range(2000)
     )
-    run = read_run(write(tmp_path / "metrics.jsonl", rows), "long")
+    run = read_history(write(tmp_path / "metrics.jsonl", rows), "long")
     assert run.load_every == 16
     assert run.loads[0].shape == (125, 2)
     assert LOAD_POINTS / 2 < 125 <= LOAD_POINTS
@@ -257,13 +257,13 @@ def test_many_layers_and_experts(tmp_path: Path) -> None:
 def test_a_last_line_that_was_cut_off(tmp_path: Path, tail: bytes, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "metrics.jsonl", map(metrics, range(1, 4)), tail)
     with caplog.at_level(logging.WARNING, "upcycle"):
-        assert read_run(path, "run").steps == 3
+        assert read_history(path, "run").steps == 3
     assert caplog.messages == [f"{path}:4: the line was cut off and is left out"]
 
 
 def test_a_last_line_without_its_end_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "metrics.jsonl", map(metrics, range(1, 4)), json.dumps(metrics(4)).encode())
-    assert (read_run(path, "run").steps, caplog.messages) == (4, [])
+    assert (read_history(path, "run").steps, caplog.messages) == (4, [])
 
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any] | bytes, str]] = {
@@ -308,14 +308,14 @@ def test_any_other_damage_is_named_with_its_line(tmp_path: Path, damage: str) ->
 def test_infinity_is_no_figure(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1e999}\n')
     with pytest.raises(InputError, match="loss is of the wrong kind; found inf, expected a finite number or null"):
-        read_run(tmp_path / "metrics.jsonl", "run")
+        read_history(tmp_path / "metrics.jsonl", "run")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"step": 1, "lo'], ids=["empty", "all cut off"])
 def test_a_file_without_steps(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(content)
     with pytest.raises(InputError, match="holds no steps"):
-        read_run(tmp_path / "metrics.jsonl", "run")
+        read_history(tmp_path / "metrics.jsonl", "run")
 
 
 def test_metrics_that_are_not_there(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.training import Command, told, wait_for
 from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.staging import Staging
 from upcycle.errors import InputError, StagingError
-from upcycle.train.journal import Journal
+from upcycle.train.watch.journal import Journal
 
 assert place  # a fixture
 assert whole  # a fixture

@@ -40,10 +40,18 @@ def test_processes_change_no_loss(moe: Path, text: Path, one_go: Path, tmp_path:
 
 
 def test_bf16_sums_gradients_in_float32_over_processes(moe: Path, text: Path, tmp_path: Path) -> None:
-    one = run_train(moe, tmp_path / "one", text, dtype="bf16", batch_size=2, grad_accum=4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the two processes has: with more, sums are rounded in another order
+    try:
+        one = losses(run_train(moe, tmp_path / "one", text, dtype="bf16", batch_size=2, grad_accum=4))
+    finally:
+        torch.set_num_threads(threads)
     launch(train_words(moe, tmp_path / "two", text, dtype="bf16", batch_size=2, grad_accum=2))
-    # The same micro-batches, summed in another order; the parameters are rounded to three digits at each step.
-    assert losses(tmp_path / "two") == pytest.approx(losses(one), abs=2e-3)
+    two = losses(tmp_path / "two")
+    # The same micro-batches, summed in another order. Sums in bfloat16 would be seen from the second step on.
+    assert two[:4] == pytest.approx(one[:4], abs=1e-6)
+    # Later some parameter is rounded the other way, to three digits, and from there both go ways of their own.
+    assert two == pytest.approx(one, abs=5e-3)
 
 
 @pytest.mark.usefixtures("one_go")  # so that accelerate has looked at the environment before it changes

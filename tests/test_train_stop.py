@@ -43,7 +43,7 @@ from tests.training import (
 from upcycle.errors import InputError, StagingError, UpcycleError
 from upcycle.pipeline import stages
 from upcycle.requests import Plot
-from upcycle.train.manifest import find_fault
+from upcycle.train.saved.manifest import find_fault
 
 FORKS.set_forkserver_preload(
     ["tests.test_checkpoints", "tests.test_train_stop", "upcycle.plan.compute", "upcycle.pipeline.stages"]

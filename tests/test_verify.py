@@ -106,10 +106,10 @@ def test_a_dead_router_is_named(tiny: Path, converted: Converted) -> None:
     assert verdicts(report)["router gradient"] == "note"
 
 
-def test_unused_experts_are_counted(tiny: Path, converted: Converted) -> None:
+def test_dead_experts_are_counted(tiny: Path, converted: Converted) -> None:
     # Zero routers tie, and ties go to the first two of four experts: 2 unused in each of 2 layers.
     report = check(tiny, converted(tiny, router="zeros"))
-    assert "4 of 8 experts were not used" in text_of(report, "expert load")
+    assert "4 of 8 experts are dead on this text" in text_of(report, "expert load")
     assert "busiest expert 2 times an even share" in text_of(report, "expert load")
     assert "the chosen experts move alike" in text_of(report, "router gradient")
 

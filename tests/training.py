@@ -13,7 +13,7 @@ import torch
 
 from upcycle.pipeline import stages
 from upcycle.requests import Train
-from upcycle.train.loop import Observer
+from upcycle.train.watch.observer import TrainingObserver
 
 SMALL: dict[str, Any] = {
     "seq_len": 64, "batch_size": 4, "max_steps": 10, "lr": 3e-4, "warmup_steps": 4, "importance_coef": 0.01,
@@ -28,7 +28,7 @@ PATIENCE = 120.0
 FORKS = multiprocessing.get_context("forkserver")  # a process that has torch already
 
 
-def run_train(model: Path, out: Path, text: Path, *, observer: Observer | None = None, **fields: Any) -> Path:
+def run_train(model: Path, out: Path, text: Path, *, observer: TrainingObserver | None = None, **fields: Any) -> Path:
     """Train in this process; return `out`."""
     request = Train(**{"model": str(model), "out": str(out), "data": (str(text),), **SMALL, **fields})
     stages.train(request, observer)

@@ -37,7 +37,7 @@ from upcycle.checkpoint.staging import open_staging
 from upcycle.checkpoint.writer import write_durably
 from upcycle.errors import InputError
 from upcycle.families.match import Match, match
-from upcycle.moe.adapters import LowRank
+from upcycle.moe.adapters import LoraUpdate
 from upcycle.plan.make import output_path
 from upcycle.plan.receipt import FORMAT, Origin, as_text
 from upcycle.requests import recorded
@@ -181,7 +181,7 @@ def _single_lora(matched: Match, request: Attach, checkpoint: Checkpoint) -> _Dr
     rank = max(1, round(own / unit))
     tensors: dict[str, Tensor] = {}
     for (name, module), (outputs, inputs) in shapes.items():
-        update = LowRank(inputs, outputs, rank if module in ffn else request.attention_rank, scaling=1.0)
+        update = LoraUpdate(inputs, outputs, rank if module in ffn else request.attention_rank, scaling=1.0)
         update.draw(torch.Generator().manual_seed(seed_from(f"{request.seed}:{name}")))
         tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = update.lora_A.detach()
         tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = update.lora_B.detach()

@@ -5,7 +5,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from upcycle.moe.adapters import AdapterRouter, Experts, Ffn, LowRank
+from upcycle.moe.adapters import AdapterRouter, Experts, Ffn, LoraUpdate
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -79,7 +79,7 @@ class LowRankLayer(AdapterLayer):
         super().__init__(base_layer)
         self.upcycle_lora = nn.ModuleDict()
 
-    def add(self, name: str, update: LowRank) -> None:
+    def add(self, name: str, update: LoraUpdate) -> None:
         """Give the layer the update of an adapter."""
         self.upcycle_lora[name] = update
 

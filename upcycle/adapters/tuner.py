@@ -21,7 +21,7 @@ from upcycle.moe.adapters import (
     Experts,
     Ia3Experts,
     LoraExperts,
-    LowRank,
+    LoraUpdate,
     PescExperts,
     Scoring,
 )
@@ -153,7 +153,7 @@ def _added_experts(config: ExpertsConfig, name: str, target: nn.Module, key: str
 def _added_update(config: ExpertsConfig, name: str, target: nn.Module, key: str) -> LowRankLayer:
     layer = target if isinstance(target, LowRankLayer) else LowRankLayer(target)
     outputs, inputs = _shape(layer.base_layer)
-    update = LowRank(inputs, outputs, config.attention_rank, scaling=config.attention_scaling)
+    update = LoraUpdate(inputs, outputs, config.attention_rank, scaling=config.attention_scaling)
     _draw(update, update.draw, config, key)
     layer.add(name, update.to(_device(layer.base_layer)))
     return layer

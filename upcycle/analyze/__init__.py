@@ -1,1 +1,1 @@
-"""What a run did and what its experts do, in figures."""
+"""Draws what a training did and how its experts were used."""

@@ -1,4 +1,4 @@
-"""Rows of figures, as many as come, kept as a bounded number of equal stretches."""
+"""Thins out a long series: keeps means and ranges over a bounded number of equal stretches of steps."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,6 +1,7 @@
-"""Curves over the steps of one or several runs: losses, learning rates, gradients, speed, and every layer's routing."""
+"""Draws curves over the steps of one or several trainings: losses, rates, gradients, speed, every layer's routing."""
 
 from collections.abc import Sequence
+from math import ceil
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,32 +12,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from upcycle.analyze.buckets import Floats
-from upcycle.analyze.run import Curve, Run
+from upcycle.analyze.history import Curve, History
 from upcycle.analyze.style import GREY, PALETTE, legend_beside, new_figure
+from upcycle.figures import FIGURES, PER_LAYER, rows_of
+from upcycle.figures import Figure as Row
 
 SMOOTH = 50
 """A smoothed curve is a running mean over this part of the points."""
 
-ROUTER_LOSSES = {
-    "balance_loss": ("Balance loss", "1 is even", 1.0),
-    "importance_loss": ("Importance loss", "0 is even", 0.0),
-    "z_loss": ("Router z-loss", "squared log-sum-exp of the logits", None),
+PANELS = {
+    title: tuple(row for row in PER_LAYER if row.title == title)
+    for title in dict.fromkeys(row.title for row in PER_LAYER if row.title)
 }
-"""Name -> title, what the axis says, the value of even routing."""
+"""Title -> the figures of layers that share its axes."""
 
-LAYER_FIGURES = {
-    "max_over_mean": ("Busiest expert", "times an even share", 1.0),
-    "entropy": ("Router entropy", "of the most there can be", 1.0),
-    "unused": ("Cold and dead experts", "experts of all layers", None),
-    "cosine": ("Experts' likeness", "mean cosine of two experts' weights", None),
-}
-
+COUNTED = ((PALETTE[4], 3.0, 0.45), (PALETTE[1], 1.2, 1.0))
+"""Colour, width and opacity of cold and of dead experts."""
 
 WIDE = 6
 """Times an even share from which on the axis of the busiest expert is logarithmic."""
 
 
-def draw_losses(runs: Sequence[Run]) -> Figure:
+def draw_losses(runs: Sequence[History]) -> Figure:
     """Return the language-modelling loss, on the data and on held-out text."""
     figure = new_figure(9, 4.8, "Language-modelling loss", _small_print(runs))
     axes = _axes(figure, 111, "", "loss, nats per token")
@@ -55,24 +52,23 @@ def draw_losses(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def draw_router_losses(runs: Sequence[Run]) -> Figure | None:
+def draw_router_losses(runs: Sequence[History]) -> Figure | None:
     """Return the auxiliary losses of the routers, means over layers; None where there are none."""
-    names = [name for name in ROUTER_LOSSES if any(run.curves[name].known for run in runs)]
-    if not names:
+    rows = [row for row in rows_of("loss") if any(run.curves[row.name].known for run in runs)]
+    if not rows:
         return None
-    figure = new_figure(1.2 + 3.9 * len(names), 3.6, "Router losses, mean over layers", _small_print(runs))
-    for place, name in enumerate(names, 1):
-        title, unit, even = ROUTER_LOSSES[name]
-        axes = _axes(figure, (1, len(names), place), title, unit)
+    figure = new_figure(1.2 + 3.9 * len(rows), 3.6, "Router losses, mean over layers", _small_print(runs))
+    for place, row in enumerate(rows, 1):
+        axes = _axes(figure, (1, len(rows), place), row.title, row.unit)
         for run, colour in zip(runs, PALETTE, strict=False):
-            _draw_curve(axes, run.curves[name], colour, run.label, strong=True)
-        _reference(axes, even)
-        if len(runs) > 1 and place == len(names):
+            _draw_curve(axes, run.curves[row.name], colour, run.label, strong=True)
+        _reference(axes, row.even)
+        if len(runs) > 1 and place == len(rows):
             legend_beside(axes)
     return figure
 
 
-def draw_optimizer(runs: Sequence[Run]) -> Figure:
+def draw_optimizer(runs: Sequence[History]) -> Figure:
     """Return learning rates and gradient norms by group; of several runs only the norm of the whole gradient."""
     figure = new_figure(9, 6, "Learning rates and gradients", _small_print(runs))
     rates = _axes(figure, 211, "Learning rate", "")
@@ -93,43 +89,36 @@ def draw_optimizer(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def draw_speed(runs: Sequence[Run]) -> Figure:
+def draw_speed(runs: Sequence[History]) -> Figure:
     """Return tokens per second, and the share of the device's arithmetic where that is known."""
     utilised = any(run.curves["mfu"].known for run in runs)
     figure = new_figure(9, 5.6 if utilised else 3.6, "Speed", _small_print(runs))
-    panels = [("tokens_per_second", "Throughput", "tokens per second")]
-    panels += [("mfu", "Model FLOPs utilisation", "of the device's peak")] if utilised else []
-    for place, (name, title, unit) in enumerate(panels, 1):
-        axes = _axes(figure, (len(panels), 1, place), title, unit)
+    rows = [FIGURES["tokens_per_second"], *([FIGURES["mfu"]] if utilised else [])]
+    for place, row in enumerate(rows, 1):
+        axes = _axes(figure, (len(rows), 1, place), row.title, row.unit)
         for run, colour in zip(runs, PALETTE, strict=False):
-            _draw_curve(axes, run.curves[name], colour, run.label, strong=True)
+            _draw_curve(axes, run.curves[row.name], colour, run.label, strong=True)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        axes.yaxis.set_major_formatter("{x:.0%}" if name == "mfu" else "{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:.0%}" if row.name == "mfu" else "{x:,.0f}")
         if place == 1 and len(runs) > 1:
             legend_beside(axes)
     return figure
 
 
-def draw_layers(runs: Sequence[Run]) -> Figure | None:
+def draw_layers(runs: Sequence[History]) -> Figure | None:
     """Return what the routers of every layer do, a line a layer; of several runs the median and the range of layers."""
     routed = [(run, colour) for run, colour in zip(runs, PALETTE, strict=False) if run.layers]
     if not routed:
         return None
-    figure = new_figure(10, 6.4, "Routing by layer", _small_print(runs, layers=True))
-    grid = figure.subplots(2, 2, sharex=True).flat
-    for (name, (title, unit, even)), axes in zip(LAYER_FIGURES.items(), grid, strict=True):
-        _label(axes, title, unit)
+    lines = ceil(len(PANELS) / 2)
+    figure = new_figure(10, 3.2 * lines, "Routing by layer", _small_print(runs, layers=True))
+    grid = figure.subplots(lines, 2, sharex=True).flat
+    for axes in grid[len(PANELS) :]:
+        axes.set_axis_off()
+    for (title, rows), axes in zip(PANELS.items(), grid, strict=False):
+        _label(axes, title, rows[0].unit)
         axes.set_xlabel("step" if axes.get_subplotspec().is_last_row() else "")
-        if name == "unused":
-            _draw_unused(axes, routed)
-        elif len(runs) == 1:
-            _draw_each_layer(axes, runs[0], name)
-        else:
-            _draw_ranges(axes, routed, name)
-        _reference(axes, even)
-        if name == "max_over_mean" and axes.get_ylim()[1] > WIDE:
-            axes.set_yscale("log", base=2)
-            axes.yaxis.set_major_formatter("{x:g}")
+        _draw_panel(axes, routed, rows, alone=len(runs) == 1)
     if len(runs) == 1:
         _add_layer_scale(figure, runs[0])
     else:
@@ -137,7 +126,21 @@ def draw_layers(runs: Sequence[Run]) -> Figure | None:
     return figure
 
 
-def _add_layer_scale(figure: Figure, run: Run) -> None:
+def _draw_panel(axes: Axes, routed: Sequence[tuple[History, str]], rows: Sequence[Row], *, alone: bool) -> None:
+    """Draw figures that share axes; those that are added up over layers as one line, others by layer."""
+    if rows[0].added:
+        _draw_counts(axes, routed, rows)
+    elif alone:
+        _draw_each_layer(axes, routed[0][0], rows[0].name)
+    else:
+        _draw_ranges(axes, routed, rows[0].name)
+    _reference(axes, rows[0].even)
+    if rows[0].name == "max_over_mean" and axes.get_ylim()[1] > WIDE:
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _add_layer_scale(figure: Figure, run: History) -> None:
     """Say which colour is which layer."""
     if len(run.layers) > 1:
         scale = ScalarMappable(Normalize(run.layers[0], run.layers[-1]), colormaps["viridis"])
@@ -146,7 +149,7 @@ def _add_layer_scale(figure: Figure, run: Run) -> None:
         bar.update_ticks()
 
 
-def _draw_each_layer(axes: Axes, run: Run, name: str) -> None:
+def _draw_each_layer(axes: Axes, run: History, name: str) -> None:
     values_PL = run.layer_curves[name]
     for number in range(len(run.layers)):
         colour = colormaps["viridis"](number / max(1, len(run.layers) - 1))
@@ -156,7 +159,7 @@ def _draw_each_layer(axes: Axes, run: Run, name: str) -> None:
         axes.plot(run.curves["loss"].step[known], smooth, color=colour, linewidth=1.0, alpha=0.85)
 
 
-def _draw_ranges(axes: Axes, routed: Sequence[tuple[Run, str]], name: str) -> None:
+def _draw_ranges(axes: Axes, routed: Sequence[tuple[History, str]], name: str) -> None:
     for run, colour in routed:
         known = ~np.isnan(run.layer_curves[name]).all(1)
         values_PL, steps = run.layer_curves[name][known], run.curves["loss"].step[known]
@@ -165,14 +168,17 @@ def _draw_ranges(axes: Axes, routed: Sequence[tuple[Run, str]], name: str) -> No
             axes.plot(steps, np.median(values_PL, axis=1), color=colour, label=run.label)
 
 
-def _draw_unused(axes: Axes, routed: Sequence[tuple[Run, str]]) -> None:
-    """Dead and cold experts of all layers together; the dead are cold as well."""
+def _draw_counts(axes: Axes, routed: Sequence[tuple[History, str]], rows: Sequence[Row]) -> None:
+    """Draw experts of all layers together, the figure with the larger bound first, for it counts the others' too."""
+    alone, ordered = len(routed) == 1, sorted(rows, key=lambda row: -(row.bound or 0))
     for run, colour in routed:
-        steps, alone = run.curves["loss"].step, len(routed) == 1
-        cold, dead = (run.layer_curves[name].sum(1) for name in ("cold", "dead"))
-        axes.plot(steps, cold, color=PALETTE[4] if alone else colour, linewidth=3, alpha=0.45, label="cold")
-        axes.plot(steps, dead, color=PALETTE[1] if alone else colour, linewidth=1.2, label="dead")
-    if len(routed) == 1:
+        for row, (own, width, alpha) in zip(ordered, COUNTED, strict=False):
+            counts = run.layer_curves[row.name].sum(1)
+            axes.plot(
+                run.curves["loss"].step, counts, color=own if alone else colour, linewidth=width, alpha=alpha,
+                label=row.label,
+            )  # fmt: skip
+    if alone:
         axes.legend(loc="best")
     else:
         axes.set_title("Cold (pale) and dead experts")
@@ -194,7 +200,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, label: str, *, strong: bo
     axes.plot(step, _smoothed(mean) if strong else mean, color=colour, label=label, linestyle=style)
 
 
-def _draw_alerts(axes: Axes, runs: Sequence[Run]) -> None:
+def _draw_alerts(axes: Axes, runs: Sequence[History]) -> None:
     steps = [step for run in runs for step in run.alerts]
     if steps:
         axes.plot(
@@ -203,7 +209,7 @@ def _draw_alerts(axes: Axes, runs: Sequence[Run]) -> None:
         )  # fmt: skip
 
 
-def _groups(run: Run, kind: str, *, all_groups: bool) -> list[tuple[str, Curve]]:
+def _groups(run: History, kind: str, *, all_groups: bool) -> list[tuple[str, Curve]]:
     """Curves of a kind, those that are equal under one name."""
     found: list[tuple[str, Curve]] = []
     for name, curve in run.curves.items():
@@ -247,7 +253,7 @@ def _smoothed(values: Floats) -> Floats:
     return np.asarray((sums[stop] - sums[start]) / (stop - start))
 
 
-def _small_print(runs: Sequence[Run], *, layers: bool = False) -> str:
+def _small_print(runs: Sequence[History], *, layers: bool = False) -> str:
     """How the lines were made from the steps."""
     words = [] if len(runs) > 1 else [runs[0].label]
     every = sorted({run.every for run in runs})

@@ -1,4 +1,4 @@
-"""The load of every expert as colour: at the end of a run, and over its steps."""
+"""Draws the load of every expert as colour: at the end of a training, and over its steps."""
 
 from math import ceil
 from typing import Any
@@ -9,9 +9,9 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from upcycle.analyze.buckets import Floats
-from upcycle.analyze.metrics import END
-from upcycle.analyze.run import Run
+from upcycle.analyze.history import END, History
 from upcycle.analyze.style import new_figure
+from upcycle.figures import bound_of
 
 FULL = 2.0
 """Doublings of an even share at which a colour is full: a quarter and four times."""
@@ -19,8 +19,8 @@ FULL = 2.0
 COLOURS = "RdBu_r"
 """Blue gets less than an even share, white an even one, red more; red and blue are told apart by everybody."""
 
-DEAD = 0.01
-"""Part of an even share below which an expert is marked as dead."""
+DEAD = bound_of("dead")
+"""Part of an even share below which an expert is marked."""
 
 CROSS = "\N{MULTIPLICATION SIGN}"
 
@@ -31,7 +31,7 @@ WRITTEN = 600
 """Cells up to which each has its number written in it."""
 
 
-def draw_last_load(run: Run) -> Figure | None:
+def draw_last_load(run: History) -> Figure | None:
     """Return the load at the end, layers by experts; None for a dense model."""
     if not run.layers:
         return None
@@ -51,7 +51,7 @@ def draw_last_load(run: Run) -> Figure | None:
     return figure
 
 
-def draw_load_over_steps(run: Run) -> Figure | None:
+def draw_load_over_steps(run: History) -> Figure | None:
     """Return a small heatmap per layer, experts by steps; None for a dense model."""
     if not run.layers:
         return None
@@ -74,7 +74,7 @@ def draw_load_over_steps(run: Run) -> Figure | None:
     return figure
 
 
-def _draw_over_steps(axes: Axes, load_PE: Floats, run: Run) -> Any:
+def _draw_over_steps(axes: Axes, load_PE: Floats, run: History) -> Any:
     experts = load_PE.shape[1]
     first, last = run.load_steps[0], run.load_steps[-1]
     half = max(0.5, (last - first) / max(1, len(run.load_steps) - 1) / 2)
@@ -90,7 +90,7 @@ def _draw_over_steps(axes: Axes, load_PE: Floats, run: Run) -> Any:
     return image
 
 
-def _table(run: Run) -> Floats:
+def _table(run: History) -> Floats:
     """The loads at the end `(L, E)` as multiples of an even share; NaN where a layer has fewer experts than another."""
     table = np.full((len(run.layers), max(map(len, run.last_loads))), np.nan)
     for row, load in zip(table, run.last_loads, strict=True):
@@ -138,7 +138,7 @@ def _few(count: int, most: int) -> list[int]:
 
 
 def _write_cells(axes: Axes, share_LE: Floats) -> None:
-    """Numbers where there is room, and a cross on every dead expert."""
+    """Write numbers where there is room, and a cross on every dead expert."""
     roomy = share_LE.size <= WRITTEN and share_LE.shape[1] <= 32
     for (row, column), share in np.ndenumerate(share_LE):
         dead = share < DEAD

@@ -1,4 +1,4 @@
-"""Drawing trainings: which pictures there are, and where they go."""
+"""Draws all pictures of one or several trainings into a directory."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from upcycle.analyze import curves, heatmaps
-from upcycle.analyze.metrics import find_metrics, read_run
-from upcycle.analyze.run import Run
+from upcycle.analyze.history import History, find_metrics, read_history
 from upcycle.analyze.style import save, styled
 from upcycle.errors import InputError
 from upcycle.requests.plot import Plot
@@ -23,7 +22,7 @@ def plot(request: Plot) -> list[Path]:
     that cannot be.
     """
     paths = [find_metrics(given) for given in (request.metrics, *request.also)]
-    runs = [read_run(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+    runs = [read_history(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
     out = Path(request.out).expanduser() if request.out is not None else paths[0].parent / PLOTS
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -33,7 +32,7 @@ def plot(request: Plot) -> list[Path]:
         return [save(figure, out / f"{name}.{request.format}") for name, figure in _figures(runs) if figure]
 
 
-def _figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure | None]]:
+def _figures(runs: Sequence[History]) -> Iterator[tuple[str, Figure | None]]:
     """Every picture with its name; those of one run alone are numbered from the second run on."""
     yield "losses", curves.draw_losses(runs)
     yield "router-losses", curves.draw_router_losses(runs)

@@ -1,4 +1,4 @@
-"""How pictures look, and how they are saved: the same bytes for the same figures."""
+"""Sets the style of pictures and saves them, with the same bytes for the same figures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

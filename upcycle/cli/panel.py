@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a panel on a terminal, a line now and then in a pipe."""
+"""Shows a training while it runs: a panel on a terminal, a line now and then in a pipe."""
 
 import logging
 import sys
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from upcycle.cli.tables import printable
 from upcycle.cli.trace import BARS, Trace, sparkline
+from upcycle.figures import FIGURES, PER_LAYER, ROUTER_LOSSES, Figure, bound_of
 
 Metrics = dict[str, Any]
 
@@ -25,7 +26,7 @@ LINE_SECONDS, LINE_PART, LINE_PATIENCE = 10.0, 100, 600.0
 minutes: often enough for a short run, and a log of a hundred-odd lines for a long one."""
 
 DRAW_SECONDS = 0.2
-"""Between two drawings of the panel."""
+"""Seconds between two drawings of the panel."""
 
 PACE = 50
 """Last steps by whose pace the time that is left is guessed: the first ones of a run are slow."""
@@ -39,7 +40,13 @@ AROUND_LAYERS = 13
 ROOMY = 80
 """Columns of a terminal from which on all figures of a layer have room."""
 
-LOSSES = {"loss": "loss", "balance_loss": "balance", "importance_loss": "importance", "z_loss": "router z"}
+LOSSES = {name: FIGURES[name].label for name in ("loss", *ROUTER_LOSSES)}
+
+COLOURS = {"dead": "bold red", "cold": "yellow"}
+"""Styles of counts that are above zero."""
+
+BESIDE_FIGURES = 16
+"""Columns of the table of layers besides loads and figures."""
 
 
 class Panel:
@@ -180,34 +187,34 @@ class Panel:
             rows.add_row(LOSSES[name], Text(f"{trace.last:.4f}", "bold"), f"smooth {trace.smooth:.4f}", line)
             if name == "loss" and self._evaluated:
                 value, step = self._evaluated
-                rows.add_row("held out", Text(f"{value:.4f}", "bold"), f"at step {step:,}", "")
+                rows.add_row(FIGURES["eval_loss"].label, Text(f"{value:.4f}", "bold"), f"at step {step:,}", "")
         return rows
 
 
 def layer_rows(layers: list[Metrics], room: int, width: int) -> Iterator[RenderableType]:
     """Yield a table of layers and the load of their experts: at most `room` layers, those that are least even."""
     worst = sorted(layers, key=lambda layer: (layer["dead"], layer["max_over_mean"]), reverse=True)[:room]
-    roomy = width >= ROOMY
-    names = ("max/min", "max/mean", "entropy", "dead", "cold", "cosine") if roomy else ("max/mean", "dead", "cold")
+    rows = [row for row in PER_LAYER if row.label and (row.narrow or width >= ROOMY)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, header_style="dim", show_edge=False)
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column("load by expert", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_column(row.label, justify="right", no_wrap=True)
+    taken = BESIDE_FIGURES + sum(len(row.label) + 2 for row in rows)
     for layer in sorted(worst, key=lambda one: int(one["layer"])):
-        cells: dict[str, RenderableType] = {
-            "max/min": _figure(layer.get("max_over_min"), ".2f", "inf"),
-            "max/mean": _figure(layer["max_over_mean"], ".2f"),
-            "entropy": _figure(layer.get("entropy"), ".3f"),
-            "dead": Text(str(layer["dead"]), "bold red" if layer["dead"] else "dim"),
-            "cold": Text(str(layer["cold"]), "yellow" if layer["cold"] else "dim"),
-            "cosine": _figure(layer.get("cosine"), ".4f"),
-        }
-        heat = _heat(layer["load"], max(8, width - (64 if roomy else 38)))
-        table.add_row(str(layer["layer"]), heat, *(cells[name] for name in names))
+        heat = _heat(layer["load"], max(8, width - taken))
+        table.add_row(str(layer["layer"]), heat, *(_cell(row, layer) for row in rows))
     yield table
     if len(worst) < len(layers):
         yield Text(f"{len(layers) - len(worst)} more layers are more even than these", "dim")
+
+
+def _cell(row: Figure, layer: Metrics) -> Text:
+    """Write one figure of a layer; a count is dim where it is zero."""
+    value = layer.get(row.name)
+    text = row.missing if value is None and row.name in layer else _figure(value, row.form)
+    style = "" if not row.added else COLOURS[row.name] if value else "dim"
+    return Text(text, style)
 
 
 def _heat(load: list[float], width: int) -> Text:
@@ -220,7 +227,7 @@ def _heat(load: list[float], width: int) -> Text:
         shown = load
     text = Text()
     for share in (value * len(load) for value in shown):
-        height = BARS[max(0, min(len(BARS), round(share * len(BARS) / 2)) - 1)] if share >= 0.01 else "·"
+        height = BARS[max(0, min(len(BARS), round(share * len(BARS) / 2)) - 1)] if share >= bound_of("dead") else "·"
         text.append(height * cells, _shade(share))
     return text
 
@@ -243,16 +250,16 @@ def _figures(metrics: Metrics) -> RenderableType:
     speed += [f"MFU {metrics['mfu']:.1%}"] if metrics.get("mfu") is not None else []
     speed += [f"{metrics['tokens']:,} tokens"] if metrics.get("tokens") is not None else []
     rows.add_row("speed", "  ".join(speed))
-    for name, label, form in (("lr", "lr", ".2e"), ("grad_norm", "gradient", ".3g")):
-        groups = metrics.get(name) or {}
-        words = (f"{group} {value:{form}}" for group, value in groups.items() if value is not None)
-        rows.add_row(label, "  ".join(words))
+    for row in (FIGURES["lr"], FIGURES["grad_norm"]):
+        groups = metrics.get(row.name) or {}
+        words = (f"{group} {value:{row.form}}" for group, value in groups.items() if value is not None)
+        rows.add_row(row.label, "  ".join(words))
     return rows
 
 
 def _words(metrics: Metrics) -> Iterator[str]:
     """A step in words."""
-    for name, label in {**LOSSES, "eval_loss": "held out"}.items():
+    for name, label in {**LOSSES, "eval_loss": FIGURES["eval_loss"].label}.items():
         if metrics.get(name) is not None:
             yield f"{label} {metrics[name]:.4f}"
     if metrics.get("tokens_per_second") is not None:

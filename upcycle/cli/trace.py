@@ -1,4 +1,4 @@
-"""The course of a figure in one line of text."""
+"""Draws the course of a figure as one line of text."""
 
 from math import isfinite
 

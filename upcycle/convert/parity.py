@@ -1,4 +1,4 @@
-"""Both models run on one text, layer by layer from disk: do they compute the same, and can the routers learn?
+"""Runs the dense model and the MoE on one text, layer by layer from disk, and compares what they compute.
 
 Shapes: B batch (1), T tokens, D hidden, V vocabulary, E experts, K top-k.
 """
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.families.pairs import Pair
-from upcycle.families.targets.target import Target
+from upcycle.families.targets.target import Router, Target
+from upcycle.moe.groups import Groups
 from upcycle.moe.load import LayerCall, StreamedModel
-from upcycle.moe.measures import RouterMeasures, measure_router
+from upcycle.moe.loss import summed_cross_entropy
+from upcycle.moe.measures import measured
 from upcycle.moe.probe import RouterGradient, probe_layer
+from upcycle.moe.routing import SCORES, Routing
 
 POSITIONS = 64
 """Rows of logits worked on at a time, so that temporaries stay small beside the logits themselves."""
@@ -25,16 +28,16 @@ TOLERANCE = 1e-5
 
 @dataclass
 class Layer:
-    """One layer of the MoE, against the dense one."""
+    """How one layer of the MoE compares to the dense one."""
 
     error: float = 0.0  # largest difference of its output's hidden states, relative to the largest dense one
-    router: RouterMeasures | None = None
+    router: dict[str, Any] = field(default_factory=dict)  # figures of `upcycle.figures` by name
     gradient: RouterGradient | None = None
 
 
 @dataclass
 class Parity:
-    """The two models on one text."""
+    """How the two models compare on one text."""
 
     tokens: int
     largest_logit: float = 0.0  # of the dense model
@@ -61,7 +64,7 @@ def run_both(dense: Checkpoint, moe: Checkpoint, pair: Pair, ids_BT: Tensor) -> 
     states, dense_TV = _run(StreamedModel(dense, pair.dense.spine), ids_BT)  # not kept: it holds the memory of a layer
     parity.largest_logit = float(dense_TV.abs().max())
     model = StreamedModel(moe, pair.target.spine, pair.target)
-    calls, hidden_BTD = _run_compared(model, pair.target.router.module, ids_BT, states, parity)
+    calls, hidden_BTD = _run_compared(model, pair.target.router, ids_BT, states, parity)
     del states
     moe_TV = model.logits(hidden_BTD[0])
     _compare_logits(parity, dense_TV, moe_TV, ids_BT[0, 1:])
@@ -80,7 +83,7 @@ def _run(model: StreamedModel, ids_BT: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def _run_compared(
-    model: StreamedModel, router: str, ids_BT: Tensor, states: list[Tensor], parity: Parity
+    model: StreamedModel, router: Router, ids_BT: Tensor, states: list[Tensor], parity: Parity
 ) -> tuple[list[LayerCall], Tensor]:
     """Run the MoE; note each layer's error and router; return how each layer was called and the final states."""
     calls: list[LayerCall] = []
@@ -93,10 +96,10 @@ def _run_compared(
         states[index] = call[0]  # the dense state has been used; this frees it
 
     def note_router(index: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        parity.layers[index].router = measure_router(output[0], output[2])
+        parity.layers[index].router = router_figures(Routing(*output), router.scores)
 
     hooks = [
-        layer.get_submodule(router).register_forward_hook(
+        layer.get_submodule(router.module).register_forward_hook(
             lambda _module, _inputs, output, index=index: note_router(index, output)
         )
         for index, layer in enumerate(model.layers)
@@ -107,6 +110,13 @@ def _run_compared(
     # The last layer's own output is not kept; the final norm's stands for it.
     parity.layers[-1].error = _relative(hidden_BTD, states[-1])
     return calls, hidden_BTD
+
+
+def router_figures(routing: Routing, scoring: str) -> dict[str, Any]:
+    """Return every figure that one router has on one text, by name; `scoring` is one of `SCORES`."""
+    groups = Groups.of([routing], SCORES[scoring])
+    found = {name: value[0].tolist() for name, value in (measured("tokens", groups) | measured("text", groups)).items()}
+    return found | measured("load", found["load"])
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
@@ -120,9 +130,9 @@ def _compare_logits(parity: Parity, dense_TV: Tensor, moe_TV: Tensor, targets_T:
 
 
 def _loss(logits_TV: Tensor, targets_T: Tensor) -> float:
-    """Return the mean cross-entropy in nats: `log sum exp(logits) - logits[target]`."""
-    logged = torch.cat([block.logsumexp(-1) for block in logits_TV.split(POSITIONS)])
-    return float((logged - logits_TV.gather(1, targets_T[:, None])[:, 0]).mean())
+    """Return the mean cross entropy in nats."""
+    blocks = zip(logits_TV.split(POSITIONS), targets_T.split(POSITIONS), strict=True)
+    return sum(float(summed_cross_entropy(*block)) for block in blocks) / len(targets_T)
 
 
 def _hidden_gradient(model: StreamedModel, logits_TV: Tensor, targets_T: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The receipt held against the facts: what every line claims, what was found, and a verdict."""
+"""Verifies a conversion: rebuilds its plan, compares every tensor and file, runs both models, and reports verdicts."""
 
 import json
 import os
@@ -23,6 +23,7 @@ from upcycle.convert.receipt import request_of
 from upcycle.convert.record import Record
 from upcycle.families.config import find_pair
 from upcycle.families.pairs import Pair
+from upcycle.figures import FIGURES, bound_of
 from upcycle.message import listed
 from upcycle.plan.compare import NAMED, compare_tensors, report_tensors
 from upcycle.plan.plan import Plan
@@ -37,12 +38,12 @@ LAYER_TOLERANCE = 1e-4
 """Largest error of a layer's output, relative to its largest value: rounding adds up from layer to layer."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-"""Files that some reader takes for weights."""
+"""Endings of files that a program might load as weights."""
 
 READ_FILES = (
     *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES, GENERATION_FILE, INDEX_FILE, "adapter_config.json", "processor_config.json",
 )  # fmt: skip
-"""Files that a reader looks for beside the weights, and obeys."""
+"""Files beside the weights that change what a program loads."""
 
 
 Start = Callable[[int], Callable[[int], None]]
@@ -75,7 +76,7 @@ def verify(dense_directory: Path, moe_directory: Path, request: Verify, start: S
 
 
 def _check_plan(report: Report, plan: Plan, moe: Checkpoint, receipt: dict[str, Any]) -> None:
-    """The source is the one that was converted, and the config is the plan's."""
+    """Check that the dense model is the one that was converted, and that the config is the plan's."""
     same_source = receipt["source"].get("files") == {name: dict(of) for name, of in plan.sources.items()}
     report.add(
         "source",
@@ -105,7 +106,7 @@ def _check_plan(report: Report, plan: Plan, moe: Checkpoint, receipt: dict[str, 
 
 
 def _check_files(report: Report, moe: Checkpoint, receipt: dict[str, Any]) -> None:
-    """The tokenizer's and generation's files are those that were written, and no other weights lie beside them."""
+    """Check that the files beside the weights are as they were written, and that no other weights lie there."""
     made = receipt["files"]
     beside = {name: digest for name, digest in made.items() if name not in (*moe.headers, CONFIG_FILE, INDEX_FILE)}
     changed = sorted(name for name, digest in beside.items() if not _is_as_written(moe.directory / name, digest))
@@ -127,7 +128,7 @@ def _is_as_written(path: Path, digest: str) -> bool:
 def _check_function(
     report: Report, plan: Plan, dense: Checkpoint, moe: Checkpoint, request: Verify, *, own_tokenizer: bool
 ) -> None:
-    """Run both models and say what came out; with a tokenizer of its own the MoE's ids count for both."""
+    """Run both models and report how they compare; `own_tokenizer` gives the MoE's token ids to both."""
     from upcycle.convert.parity import TOLERANCE, Parity, run_both
     from upcycle.convert.plain import report_plain
     from upcycle.text.read import random_ids, read_text, token_ids
@@ -194,29 +195,26 @@ def _perplexity(loss: float) -> float:
 
 
 def _layer_lines(plan: Plan, pair: Pair, layers: list[Any], otherwise: Verdict) -> Iterator[Line]:
-    """What the layers and their routers do."""
+    """Yield the lines on layers, routers and loads."""
     worst = max(range(len(layers)), key=lambda index: layers[index].error)
     text = f"largest error {layers[worst].error:.1e} of the layer's largest value, in layer {worst}"
     yield Line("layers", "ok" if layers[worst].error <= LAYER_TOLERANCE else otherwise, text)
-    routers = [layer.router for layer in layers]
-    yield Line(
-        "router logits",
-        "ok",
-        f"standard deviation {_range([r.logit_std for r in routers])}, entropy {_range([r.entropy for r in routers])} "
-        "of the most there can be",
+    spread, entropy, busiest = (
+        _range([layer.router[name] for layer in layers]) for name in ("logit_std", "entropy", "max_over_mean")
     )
-    unused = sum(router.unused for router in routers)
-    yield Line(
-        "expert load",
-        "note" if unused else "ok",
-        f"busiest expert {_range([r.max_over_mean for r in routers])} times an even share"
-        + (f"; {unused} of {plan.total_experts * len(layers)} experts were not used on this text" if unused else ""),
-    )
+    text = f"standard deviation {spread}, entropy {entropy} {FIGURES['entropy'].unit}"
+    yield Line("router logits", "ok", text)
+    dead = sum(layer.router["dead"] for layer in layers)
+    text = f"busiest expert {busiest} {FIGURES['max_over_mean'].unit}"
+    if dead:
+        count = plan.total_experts * len(layers)
+        text += f"; {dead} of {count} experts are dead on this text: under {bound_of('dead'):.0%} of an even share"
+    yield Line("expert load", "note" if dead else "ok", text)
     yield _gradient_line(layers, exact=plan.exact, dead=plan.active_experts == 1 and pair.target.router.renormalises)
 
 
 def _gradient_line(layers: list[Any], *, exact: bool, dead: bool) -> Line:
-    """Whether the routers can learn; float32 leaves 1e-8 or so where a gradient is zero by construction."""
+    """Return the line on whether routers can learn; gradients that are zero by construction come out as 1e-8 or so."""
     now, after = ([getattr(layer.gradient, when) for layer in layers] for when in ("now", "after_step"))
     if dead:
         text = f"{_range(now)}, after one step {_range(after)}: one expert at weight 1, these routers never learn"

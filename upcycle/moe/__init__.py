@@ -1,1 +1,1 @@
-"""What stock transformers lacks: loading layer by layer, measures, probes. Torch lives here."""
+"""Mixtures of experts in torch: routing, losses and figures, adapter experts, models read layer by layer."""

@@ -24,6 +24,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import gelu, linear
 
+from upcycle.moe.groups import Groups
 from upcycle.moe.losses import balance_loss, z_loss
 from upcycle.moe.lowrank import Reading, mixed_hidden
 
@@ -73,8 +74,8 @@ class AdapterRouter(nn.Module):
         if self.scoring == "topk":
             weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
         if self.training and torch.is_grad_enabled() and (self.balance_coef or self.z_coef):
-            loss = self.balance_coef * balance_loss(probabilities_TE[None], chosen_TK[None])
-            loss = loss + self.z_coef * z_loss(logits_TE[None])
+            call = Groups(logits_TE[None], probabilities_TE[None], chosen_TK[None])
+            loss = self.balance_coef * balance_loss(call) + self.z_coef * z_loss(call)
             weights_TK = _WithLoss.apply(weights_TK, loss)
         return logits_TE, weights_TK, chosen_TK
 
@@ -207,7 +208,7 @@ class Ia3Experts(Experts):
         return output
 
 
-class LowRank(nn.Module):
+class LoraUpdate(nn.Module):
     """A plain LoRA (2106.09685): adds `s B A x`."""
 
     def __init__(self, inputs: int, outputs: int, rank: int, *, scaling: float) -> None:

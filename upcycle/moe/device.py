@@ -1,4 +1,4 @@
-"""Where models run."""
+"""The device that a model runs on, and the widest numbers it has."""
 
 import torch
 
@@ -21,3 +21,8 @@ def find_device(name: str) -> torch.device:
             "no such device", found=name, expected=f"auto, cpu{f' or {accelerator}' if accelerator else ''}"
         ) from error
     return device
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the widest floating-point type that a device has: float64, but float32 on MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64

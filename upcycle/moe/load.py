@@ -1,4 +1,4 @@
-"""A stock transformers model whose layers are on disk: each is read, in float32, only while it runs.
+"""Runs a stock transformers model whose layers stay on disk: each is read, in float32, only while it runs.
 
 The module tree is transformers' own, built on the meta device; only the weights come and go. So the forward pass
 that is measured is the one that users get, in the memory of one layer.

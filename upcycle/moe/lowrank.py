@@ -1,4 +1,4 @@
-"""The hidden activation of low-rank SwiGLU experts, mixed: the one wide computation that adapter experts have.
+"""Mixes the hidden activations of low-rank SwiGLU experts, in the memory of two activations.
 
 `z = h + sum_k w_k (h_k - h)`, where `h = act(g) * u` is the FFN's own hidden activation and `h_k` that of the k-th
 expert a token chose, `act(g + a_g B_g) * (u + a_u B_u)`. Since the down projection is linear, one product with it

@@ -1,4 +1,4 @@
-"""Whether a router can learn: the norm of its gradient now, and after its experts have moved one step.
+"""Measures whether a router can learn: the norm of its gradient now, and after its experts have moved one step.
 
 Identical experts give the router no gradient: with weights that sum to one, shifting weight from one expert to
 another changes nothing. The first optimizer step ends that, since each expert sees its own tokens. The second number
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from upcycle.families.targets.target import Target
 
 LEARNING_RATE = 1e-4
-"""Of the step that the probe imagines; usual for continued training."""
+"""Learning rate of that step, a usual one for continued training."""
 
 ROWS = 256
 """Rows of a down projection whose gradient is in memory at a time."""

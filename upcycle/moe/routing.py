@@ -1,4 +1,4 @@
-"""What routers decide, recorded while a model of transformers runs.
+"""Finds the routers of a transformers model and records what they decide while it runs.
 
 A router is the module beside `experts` in a sparse block whose call gives (logits, weights, chosen experts): so it is
 in every mixture of experts of transformers that upcycle knows, whatever its scoring is. A forward hook sees what the
@@ -22,7 +22,7 @@ from upcycle.errors import UnsupportedError
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Where one layer decides."""
+    """The router of one layer, and its experts."""
 
     name: str  # of the router module in the model
     module: nn.Module
@@ -68,7 +68,10 @@ def find_routers(model: nn.Module) -> list[Router]:
             continue
         beside = [(child, module) for child, module in block.named_children() if _is_router(module)]
         if len(beside) != 1:
-            raise UnsupportedError("the router cannot be told", where=name, found=f"{len(beside)} modules like one")
+            raise UnsupportedError(
+                "cannot find the router beside `experts`", where=name, found=f"{len(beside)} candidates",
+                expected="one module whose class name ends in Router or Gate",
+            )  # fmt: skip
         child, module = beside[0]
         found.append(Router(f"{name}.{child}", module, f"{name}.experts", experts))
     return found
@@ -101,7 +104,7 @@ class Recorder:
         self._hooks = [router.module.register_forward_hook(self._keep) for router in self.routers]
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
@@ -122,7 +125,9 @@ class Recorder:
 def _read(module: nn.Module, output: Any) -> Routing:
     if not (isinstance(output, tuple) and len(output) == 3) or output[2].is_floating_point():
         raise UnsupportedError(
-            "is a router of another kind", where=type(module).__name__, expected="logits, weights and chosen experts"
+            "the router does not return what stock routers do",
+            where=type(module).__name__,
+            expected="logits, weights and chosen experts",
         )
     return Routing(*output)
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from upcycle.adapt.merge import Merged
     from upcycle.convert.convert import Draft
     from upcycle.plan.report import Report
-    from upcycle.train.loop import Observer, Trained
+    from upcycle.train.loop import Trained
+    from upcycle.train.watch.observer import TrainingObserver
 
 Start = Callable[[int], Advance]
 """Called with the bytes that there are to do; returns what is told the bytes as they are done."""
@@ -30,7 +31,7 @@ class Display(Protocol):
     def progress(self, what: str) -> AbstractContextManager[Start]:
         """Return a context for work that is counted in bytes."""
 
-    def training(self) -> "AbstractContextManager[Observer]":
+    def training(self) -> "AbstractContextManager[TrainingObserver]":
         """Return a context for a training, which yields its observer."""
 
     def write(self, piece: str) -> None:
@@ -131,7 +132,7 @@ def merge(request: requests.Merge, start: Start = lambda _: lambda _: None) -> "
     return rehearse(adapter, base, request) if request.dry_run else carry_out(adapter, base, request, start)
 
 
-def train(request: requests.Train, observer: "Observer | None" = None) -> "Trained":
+def train(request: requests.Train, observer: "TrainingObserver | None" = None) -> "Trained":
     """Continue training a model; see `upcycle.train.loop.train`."""
     from upcycle.train.loop import train as carry_out
 
@@ -153,10 +154,10 @@ class Silent:
     """Observes a training and shows nothing."""
 
     def begin(self, total_steps: int, done: int) -> None:
-        """As `upcycle.train.loop.Observer`."""
+        """As `TrainingObserver`."""
 
     def step(self, metrics: dict[str, Any]) -> None:
-        """As `upcycle.train.loop.Observer`."""
+        """As `TrainingObserver`."""
 
     def note(self, text: str) -> None:
-        """As `upcycle.train.loop.Observer`."""
+        """As `TrainingObserver`."""

@@ -86,7 +86,7 @@ def beginnings(request: Any) -> list[Facts | None]:
     """Return the facts of the files in OUT that change as soon as work on `request` begins."""
     out = Path(request.out).expanduser()
     if isinstance(request, requests.Train):
-        from upcycle.train.directory import RECORD_FILE
+        from upcycle.train.saved.directory import RECORD_FILE
 
         return [facts(out / RECORD_FILE)]
     return [facts(staging_path(out) / STATE_FILE), facts(out / RECEIPT_FILE)]
@@ -100,7 +100,7 @@ def is_of(request: Any) -> bool:
     """
     if not isinstance(request, requests.Train):
         return True
-    from upcycle.train.directory import read_record
+    from upcycle.train.saved.directory import read_record
 
     try:
         record = read_record(Path(request.out).expanduser())

@@ -52,7 +52,7 @@ class Train(Request["Trained"]):
     text_field: str = option("text", "Field or column that holds the text.", group=_DATA, metavar="NAME")
     eos: str | None = option(
         None, "Token to end answers with where they end in none that stops the model; OUT's generation_config.json "
-        "names it too.", group=_DATA, metavar="TOKEN",
+        "names it too.", group=_DATA, metavar="TOKEN", added=True,
     )  # fmt: skip
     seq_len: int = option(1024, "Tokens of a sequence; documents are packed into them.", group=_DATA)
     shuffle: int = option(1024, "Sequences to shuffle among; 0 keeps the order.", group=_DATA, metavar="N")

@@ -1,1 +1,1 @@
-"""Continued training: the loop, its state and its measurements."""
+"""Trains a model further: the loop, its step, its objective, its optimizer and its data."""

@@ -1,4 +1,4 @@
-"""An adapter that is trained on a frozen model: upcycle's experts, or a plain LoRA of peft."""
+"""Loads and saves an adapter that is trained on a frozen model: upcycle's adapter experts, or a plain LoRA."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Global batches: the same for every number of processes and micro-batches, made ahead by a thread.
+"""Cuts the token stream into batches, ahead of the training and the same for every number of processes.
 
 Every process reads the whole stream and takes its own sequences of each batch, so that it knows the number of target
 tokens of the whole batch without asking, and a batch is the same however it is cut.
@@ -16,15 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upcycle.moe.loss import IGNORED
 from upcycle.text.pack import Block
 from upcycle.text.state import StreamState
 from upcycle.text.stream import BlockStream
 
-IGNORED = -100
-"""What is asked for at a place where the loss asks for nothing; torch's name for it is ignore_index."""
-
 TARGETS = "next_ids"
-"""Of a micro-batch: the token after each, or IGNORED. Everything else are arguments of the model."""
+"""Key of a micro-batch's targets: the token after each, or IGNORED. All other keys are arguments of the model."""
 
 AHEAD = 2
 """Batches that are made ahead."""
@@ -35,7 +33,7 @@ PATIENCE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How a batch is cut."""
+    """How a batch is cut into micro-batches and processes."""
 
     sequences: int  # B, of a micro-batch
     micro_batches: int
@@ -56,7 +54,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's sequences, as this process sees them."""
+    """The sequences of one step that this process trains on."""
 
     micro_batches: list[dict[str, Tensor]]  # made by `as_tensors`
     targets: int  # tokens that the loss asks for, over all processes
@@ -126,7 +124,7 @@ class Batches:
             self._ready.put(error)
 
     def _make(self) -> Batch | None:
-        """The next batch, or None when no more are wanted."""
+        """Return the next batch, or None when no more are wanted."""
         blocks: list[Block] = []
         while len(blocks) < self._cut.batch and not self._over.is_set():
             blocks.append(self._stream.next())

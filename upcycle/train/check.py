@@ -1,4 +1,4 @@
-"""What only running a model tells, asked of a few tokens before the training begins."""
+"""Runs a model on a few tokens before the training begins: does it train here, and does it keep documents apart?"""
 
 import logging
 
@@ -11,7 +11,7 @@ from upcycle.train.model import Trainee
 logger = logging.getLogger("upcycle")
 
 LENGTH = 16
-"""Tokens of the sequence that is tried: two documents of eight."""
+"""Tokens of the sequence that is run: two documents of eight."""
 
 
 def check_model(trainee: Trainee) -> None:
@@ -46,6 +46,6 @@ def check_model(trainee: Trainee) -> None:
 
 
 def _watch(seen: list[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-    """Make what the embeddings give a leaf, so that its gradient is kept."""
+    """Cut the graph at the output of the embeddings, so that its gradient is kept."""
     seen.append(output.detach().requires_grad_())
     return seen[0]

@@ -1,4 +1,4 @@
-"""Where a NaN or an infinity came from, asked once there is one."""
+"""Finds the weight, module or gradient that a NaN or infinity came from, after a step that had one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

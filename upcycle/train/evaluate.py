@@ -18,14 +18,13 @@ class Evaluation:
     size: int
 
     def __call__(self, stepper: Stepper) -> float:
-        """Return the mean loss over the target tokens of all sequences, which the processes share."""
-        accelerator, model = stepper.accelerator, stepper.trainee.model
-        own = self.blocks[accelerator.process_index :: accelerator.num_processes]
+        """Return the mean cross entropy of the target tokens of all sequences, which the processes share."""
+        world, model = stepper.world, stepper.trainee.model
+        own = self.blocks[world.rank :: world.size]
         total = 0.0
         model.eval()
         with torch.no_grad():
             for start in range(0, len(own), self.size):
                 total += float(stepper.loss(as_tensors(own[start : start + self.size]), model=model))
         model.train()
-        together = accelerator.reduce(torch.tensor(total, device=accelerator.device), "sum")
-        return float(together) / max(target_count(self.blocks), 1)
+        return world.sum(total) / max(target_count(self.blocks), 1)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the step that is running ends, its state is saved, and only then the signal has its effect."""
+"""Holds back SIGTERM and Ctrl-C until the running step is over and saved; a second signal ends the program at once."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """A context that notes signals; a second one takes effect at once."""
+    """A context that notes the first signal; a second one ends the program at once."""
 
     def __init__(self) -> None:
         """Note nothing yet."""

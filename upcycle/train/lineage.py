@@ -1,4 +1,4 @@
-"""What a training adds to the lineage of its model: by which options, for how long, with which losses."""
+"""Writes the lineage of a trained model: what it was made from, and the options, steps and losses of this training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage_bytes
 from upcycle.plan.receipt import Origin, as_text
 from upcycle.requests import recorded
 from upcycle.requests.train import Train
-from upcycle.train.journal import Journal
+from upcycle.train.saved.progress import Progress
 from upcycle.train.setup import Setup
-from upcycle.train.state import Progress
+from upcycle.train.watch.journal import Journal
 
 
 def write_lineage(

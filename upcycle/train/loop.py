@@ -1,4 +1,4 @@
-"""Continued training: the one loop.
+"""Trains a model: the loop over steps, and what it does when a step fails, a signal comes or a checkpoint is due.
 
 A step is the same numbers whether it is computed by one process or several, in one micro-batch or many; a run that was
 stopped and resumed is the run that was not. For that nothing is drawn from global state that a step did not seed, the
@@ -9,43 +9,34 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from upcycle.checkpoint.lineage import lineage
 from upcycle.errors import InputError, StagingError, UpcycleError
+from upcycle.moe.measures import measured
 from upcycle.requests.train import Train
 from upcycle.train.batches import Batch
 from upcycle.train.diagnose import find_nonfinite
-from upcycle.train.directory import checkpoint_path
 from upcycle.train.interrupt import Interrupt
-from upcycle.train.journal import Journal
 from upcycle.train.lineage import write_lineage
-from upcycle.train.manifest import read_manifest
-from upcycle.train.metrics import Fetched, Meter, describe, expert_cosines, fetch
+from upcycle.train.parallel.state import gathered
+from upcycle.train.saved.directory import checkpoint_path
+from upcycle.train.saved.manifest import read_manifest
+from upcycle.train.saved.progress import DIRECTORY, Progress, seed_of, write_state
 from upcycle.train.schedule import learning_rate_factor
 from upcycle.train.setup import Setup, described, rates, set_up
-from upcycle.train.state import DIRECTORY, Progress, seed_of, write_state
-
-
-class Observer(Protocol):
-    """Who is shown what happens."""
-
-    def begin(self, total_steps: int, done: int) -> None:
-        """Training begins, `done` steps of `total_steps` having been made before."""
-
-    def step(self, metrics: dict[str, Any]) -> None:
-        """A step is done; `metrics` is its line in `metrics.jsonl`."""
-
-    def note(self, text: str) -> None:
-        """Something is to be told: an alert, a checkpoint."""
+from upcycle.train.step import Outcome
+from upcycle.train.watch.journal import Journal
+from upcycle.train.watch.metrics import Fetched, describe, fetch
+from upcycle.train.watch.observer import TrainingObserver
+from upcycle.train.watch.speed import Meter
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of it."""
+    """The result of a training."""
 
     out: Path
     steps: int
@@ -53,7 +44,7 @@ class Trained:
     eval_losses: tuple[float, ...]  # on held-out text, before, meanwhile and at the end
 
 
-def train(source: Path, request: Train, observer: Observer, base: Path | None = None) -> Trained:
+def train(source: Path, request: Train, observer: TrainingObserver, base: Path | None = None) -> Trained:
     """Train the model in `source` and write it to `request.out`; `observer` is told on the main process only.
 
     Where `source` is an adapter, `base` is the model that it belongs to, which is only read.
@@ -62,21 +53,22 @@ def train(source: Path, request: Train, observer: Observer, base: Path | None = 
     after the step that is running, and its state is saved before.
     """
     with set_up(source, request, base) as setup, Interrupt() as interrupt, ExitStack() as stack:
-        journal = stack.enter_context(Journal(setup.out, setup.progress.step, setup.accelerator, observer))
+        journal = stack.enter_context(Journal(setup.out, setup.progress.step, setup.world, observer))
         return _Loop(setup, journal, interrupt).run()
 
 
 class _Loop:
     def __init__(self, setup: Setup, journal: Journal, interrupt: Interrupt) -> None:
         self.setup, self.journal, self.interrupt = setup, journal, interrupt
+        self.request, self.world, self.trainee = setup.request, setup.world, setup.trainee
         self.progress = setup.progress
         self.saved = setup.progress.step
         self.before = lineage(setup.trainee.source) if setup.directory is not None else []
         self.layers = [router.layer for router in setup.trainee.routers]
-        self.meter = Meter(setup.trainee, setup.request.seq_len, setup.accelerator)
+        self.meter = Meter(setup.trainee, setup.request.seq_len, setup.world)
 
     def run(self) -> Trained:
-        setup, last = self.setup, self.setup.request.max_steps
+        setup, last = self.setup, self.request.max_steps
         self._check_weights()
         self.journal.begin(last)
         self.journal.note(described(setup))
@@ -92,7 +84,7 @@ class _Loop:
         batches = self.setup.batches()
         try:
             self.meter.restart()
-            for batch in batches.until(lambda: self.setup.alone and self.interrupt.number != 0):
+            for batch in batches.until(lambda: self.world.alone and self.interrupt.number != 0):
                 self._step(self.progress.step + 1, batch)
                 if self.progress.step == last:
                     return
@@ -104,52 +96,70 @@ class _Loop:
         finally:
             batches.close()
 
+    # -- a step --------------------------------------------------------------------------------------------------------
+
     def _step(self, step: int, batch: Batch) -> None:
-        setup, request = self.setup, self.setup.request
-        torch.manual_seed(seed_of(request.seed, step, setup.accelerator.process_index))
-        outcome = setup.stepper.forward_backward(batch, self.interrupt.number)
+        torch.manual_seed(seed_of(self.request.seed, step, self.world.rank))
+        outcome = self.setup.stepper.forward_backward(batch, self.interrupt.number)
         fetched = fetch(outcome)
-        if not (math.isfinite(fetched.loss) and math.isfinite(fetched.norms["total"])):
-            self._stop(step, batch, fetched)
-        if request.clip:
-            setup.optimizer.clip(request.clip, outcome.norms["total"])
-        factor = self._factor(step)
-        setup.optimizer.step(factor)
-        setup.optimizer.zero_grad()
-        tokens = setup.cut.batch * request.seq_len
-        self.progress = Progress(step, self.progress.tokens + tokens, batch.state)
-        line = {
-            **describe(step, fetched, {name: rate * factor for name, rate in rates(request).items()}, self.layers),
-            "tokens": self.progress.tokens,
-            "epoch": min(batch.epochs),
-            **self.meter.lap(tokens, setup.stepper.shares),
-        }
-        self._report(step, line)
-        if step % request.save_every == 0 and step < request.max_steps:
+        self._refuse_nonfinite(step, batch, fetched)
+        learning_rates = self._update(step, outcome)
+        self.progress = Progress(step, self.progress.tokens + self._tokens, batch.state)
+        self._report(step, batch, fetched, learning_rates)
+        if step % self.request.save_every == 0 and step < self.request.max_steps:
             self._save()
-        if fetched.stop or (self.interrupt.number and setup.alone):
+        if fetched.stop or (self.interrupt.number and self.world.alone):
             self._give_way(fetched.stop or self.interrupt.number)
 
-    def _factor(self, step: int) -> float:
-        request = self.setup.request
-        return learning_rate_factor(
+    def _refuse_nonfinite(self, step: int, batch: Batch, fetched: Fetched) -> None:
+        """Raise UpcycleError that says where a NaN or infinity came from; the step has changed nothing yet."""
+        total = fetched.norms["total"]
+        if math.isfinite(fetched.loss) and math.isfinite(total):
+            return
+
+        def forward() -> None:
+            for micro_batch in batch.micro_batches:
+                self.setup.stepper.loss(micro_batch)
+
+        cause = self.world.gather(find_nonfinite(self.trainee.model, forward))[0]
+        what, value = ("the norm of the gradient", total) if math.isfinite(fetched.loss) else ("the loss", fetched.loss)
+        raise UpcycleError(f"step {step}: {what} is {value}, from {cause}; {self._kept()}")
+
+    def _update(self, step: int, outcome: Outcome) -> dict[str, float]:
+        """Clip the gradients, move the weights, and return the learning rates of the step by group."""
+        request, optimizer = self.request, self.setup.optimizer
+        if request.clip:
+            optimizer.clip(request.clip, outcome.norms["total"])
+        factor = learning_rate_factor(
             step - 1, schedule=request.schedule, warmup=request.warmup, total=request.max_steps,
             floor=request.min_lr, decay=request.decay, start=request.start_step,
         )  # fmt: skip
+        optimizer.step(factor)
+        optimizer.zero_grad()
+        return {name: rate * factor for name, rate in rates(request).items()}
 
-    def _report(self, step: int, line: dict[str, Any]) -> None:
-        """Add what is measured only now and then, and tell the step."""
-        setup = self.setup
-        if step % setup.request.eval_every == 0 or step == setup.request.max_steps:
-            self._check_weights()
-            if setup.evaluation:
-                line["eval_loss"] = setup.evaluation(setup.stepper)
-            whole = setup.request.train != "lora" and setup.trainee.base is None
-            if setup.accelerator.is_main_process and whole:
-                for figures, cosine in zip(line["layers"], expert_cosines(setup.trainee.routers), strict=True):
-                    figures["cosine"] = cosine
-            self.meter.restart()
+    def _report(self, step: int, batch: Batch, fetched: Fetched, learning_rates: dict[str, float]) -> None:
+        """Tell the step, with what is measured only now and then."""
+        line = {
+            **describe(step, fetched, learning_rates, self.layers),
+            "tokens": self.progress.tokens,
+            "epoch": min(batch.epochs),
+            **self.meter.lap(self._tokens, [chosen / experts for chosen, experts in fetched.choices]),
+        }
+        if step % self.request.eval_every == 0 or step == self.request.max_steps:
+            self._evaluate(line)
         self._tell(line)
+
+    def _evaluate(self, line: dict[str, Any]) -> None:
+        """Add the held-out loss, and how alike the experts are where they are trained as a whole."""
+        setup = self.setup
+        self._check_weights()
+        if setup.evaluation:
+            line["eval_loss"] = setup.evaluation(setup.stepper)
+        if self.world.is_main and self.request.train != "lora" and self.trainee.base is None:
+            for figures, router in zip(line["layers"], self.trainee.routers, strict=True):
+                figures.update(measured("weights", router.experts))
+        self.meter.restart()
 
     def _tell(self, line: dict[str, Any]) -> None:
         """Tell a step; raise StagingError where the disk is full, UpcycleError where the held-out loss is no number."""
@@ -160,9 +170,14 @@ class _Loop:
         except StagingError as error:
             raise StagingError(f"{error}; {self._kept()}") from error
 
+    @property
+    def _tokens(self) -> int:
+        """Tokens of a step."""
+        return self.setup.cut.batch * self.request.seq_len
+
     def _check_weights(self) -> None:
         """Raise UpcycleError when a weight is NaN or infinite: such a model is neither measured nor saved."""
-        for name, parameter in self.setup.trainee.model.named_parameters():
+        for name, parameter in self.trainee.model.named_parameters():
             if not parameter.isfinite().all():
                 raise UpcycleError(f"step {self.progress.step}: the weight {name} is not finite; {self._kept()}")
 
@@ -171,38 +186,30 @@ class _Loop:
             return "there is no checkpoint yet"
         return f"checkpoint-{self.saved:06d} is the last good checkpoint"
 
-    def _stop(self, step: int, batch: Batch, fetched: Fetched) -> NoReturn:
-        """Say where the NaN or infinity came from; nothing was changed by this step."""
-        setup = self.setup
-
-        def forward() -> None:
-            for micro_batch in batch.micro_batches:
-                setup.stepper.loss(micro_batch)
-
-        causes = gather_object([find_nonfinite(setup.trainee.model, forward)])
-        what = "the loss" if not math.isfinite(fetched.loss) else "the norm of the gradient"
-        value = fetched.loss if not math.isfinite(fetched.loss) else fetched.norms["total"]
-        raise UpcycleError(f"step {step}: {what} is {value}, from {causes[0]}; {self._kept()}")
+    # -- what stays ----------------------------------------------------------------------------------------------------
 
     def _save(self, *, final: bool = False) -> None:
-        setup = self.setup
+        """Write a checkpoint of what all processes have, on the main one."""
+        setup, request = self.setup, self.request
         self._check_weights()
+        weights = gathered(self.trainee.state())
+        moments = gathered(setup.optimizer.state_tensors())
         if setup.directory is not None:
             self.journal.make_durable()
 
             def write(directory: Path) -> None:
-                setup.trainee.save(directory, merged=final and not setup.request.lora_keep)
-                write_state(directory, setup.optimizer, self.progress)
+                self.trainee.save(directory, weights, merged=final and not request.lora_keep)
+                write_state(directory, moments, self.progress)
                 write_lineage(directory, self.before, setup, self.progress, self.journal)
 
-            path = setup.directory.save(self.progress.step, write, keep=setup.request.keep)
+            path = setup.directory.save(self.progress.step, write, keep=request.keep)
             self.journal.note(f"{path.name} is saved")
-        setup.accelerator.wait_for_everyone()
+        self.world.wait()
         self.saved = self.progress.step
         self.meter.restart()
 
     def _give_way(self, number: int) -> None:
-        """Save, and let the signal have its effect."""
+        """Save a checkpoint if steps are unsaved, then let Ctrl-C or SIGTERM end the program."""
         if self.saved != self.progress.step:
             self._save()
         try:
@@ -213,6 +220,7 @@ class _Loop:
             raise
 
     def _finish(self) -> None:
+        """Save the last step, and put its model at the top of OUT."""
         setup = self.setup
         self._save(final=True)
         if setup.directory is not None:

@@ -1,4 +1,4 @@
-"""LoRA on attention, experts and routers, through peft."""
+"""Adds LoRA updates to attention, experts and routers by peft, and loads them from a checkpoint."""
 
 import warnings
 from pathlib import Path

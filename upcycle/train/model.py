@@ -1,14 +1,14 @@
-"""The model that is trained: loaded by stock transformers, its parameters sorted into groups."""
+"""Loads the model that is trained by stock transformers, sorts its parameters into groups, and saves it."""
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -30,19 +30,19 @@ from upcycle.train.precision import keep_routers_fp32, state_for_saving
 from upcycle.train.stops import add_stop, stops_of
 
 GROUPS = ("router", "experts", "rest")
-"""Of parameters: each has its learning rate and its gradient norm."""
+"""Groups of parameters: each has its own learning rate and gradient norm."""
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 FOUR_BIT_LINEAR = "Linear4bit"
-"""bitsandbytes' class, which is one of torch's linear layers."""
+"""Name of bitsandbytes' linear layer with weights in 4 bits, a subclass of torch's."""
 
 SIDE_FILES = (GENERATION_FILE, *TOKENIZER_FILES, *CHAT_TEMPLATE_FILES)
-"""What goes from the model to its successor as it is."""
+"""Files that are copied from the model to its checkpoints unchanged."""
 
 
 @dataclass(frozen=True)
 class Trainee:
-    """A model, and what of it is trained."""
+    """A model in training, and which of its parameters are trained."""
 
     source: Path
     model: Any  # a causal language model of transformers, or peft's wrapper of one
@@ -66,10 +66,14 @@ class Trainee:
         total = sum(parameter.numel() for parameter in self.model.parameters())
         return int(total - idle - looked_up)
 
-    def save(self, directory: Path, *, merged: bool) -> None:
-        """Write the model as stock transformers reads it.
+    def state(self) -> dict[str, Tensor]:
+        """Return the weights by name, in the data types of checkpoints; of adapters peft saves what it needs."""
+        return {} if is_adapted(self.model) else state_for_saving(self.model)
 
-        Weights have the names and the layout of a checkpoint, whatever they have in memory; config, tokenizer and
+    def save(self, directory: Path, weights: Mapping[str, Tensor], *, merged: bool) -> None:
+        """Write the model as stock transformers reads it, with the `weights` that `state` has, whole.
+
+        They have the names and the layout of a checkpoint, whatever they have in memory; config, tokenizer and
         chat template are those of the model it began as, but for the data type. With LoRA it is the adapter, or with
         `merged`, which ends the training, the model that it makes, and the adapter in the directory `lora.DIRECTORY`.
         An adapter that was trained stays one.
@@ -77,7 +81,7 @@ class Trainee:
         if self.base is not None:
             save_adapter(self.model, directory, self.source, self.base)
         else:
-            self._save_model(directory, merged=merged)
+            self._save_model(directory, weights, merged=merged)
         for page in directory.rglob("README.md"):  # peft's, with everything still to be filled in
             page.unlink()
         for name in SIDE_FILES:
@@ -89,17 +93,18 @@ class Trainee:
 
     @property
     def home(self) -> Path:
-        """Where the tokenizer and what goes with it come from."""
+        """The directory that the tokenizer and the other SIDE_FILES are copied from."""
         return _home(self.source, self.base)
 
-    def _save_model(self, directory: Path, *, merged: bool) -> None:
+    def _save_model(self, directory: Path, weights: Mapping[str, Tensor], *, merged: bool) -> None:
         model = self.model
         if is_adapted(model):
             model.save_pretrained(directory / DIRECTORY if merged else directory)
             if merged:
                 model = self._merged(directory / DIRECTORY)
+                weights = state_for_saving(model)
         if not is_adapted(model):
-            model.save_pretrained(directory, state_dict=state_for_saving(model), max_shard_size="5GB")
+            model.save_pretrained(directory, state_dict=dict(weights), max_shard_size="5GB")
         if (directory / CONFIG_FILE).exists():
             config = json.loads((self.source / CONFIG_FILE).read_bytes())
             named = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
@@ -107,7 +112,7 @@ class Trainee:
             (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _merged(self, adapter: Path) -> Any:
-        """The model with its low-rank updates added: of one in 4 bits, to the weights it was rounded from."""
+        """Return the model with its LoRA updates added; those of a model in 4 bits to the weights before rounding."""
         if not self.four_bits:
             return self.model.merge_and_unload()
         whole = AutoModelForCausalLM.from_pretrained(self.source, dtype=self.dtype, trust_remote_code=False)
@@ -159,7 +164,7 @@ def load(
 
 
 def check_trained(request: Train, source: Path, base: Path | None) -> None:
-    """Raise InputError where what shall be trained does not go with what there is."""
+    """Raise InputError for a --train or --load-in-4bit that this model or adapter does not allow."""
     if base is not None and request.train == "lora":
         raise InputError("is an adapter already", where=source, found="--train lora", expected="all, experts or router")
     if request.load_in_4bit and base is None and request.train != "lora":
@@ -170,7 +175,7 @@ def check_trained(request: Train, source: Path, base: Path | None) -> None:
 
 
 def _home(source: Path, base: Path | None) -> Path:
-    """Where the tokenizer is: beside an adapter, or beside its base."""
+    """Return the directory of the tokenizer: that of an adapter, if it has one, else that of its base."""
     return source if base is None or present_files(source, TOKENIZER_FILES) else base
 
 
@@ -225,7 +230,7 @@ def check_four_bits(model: Any, source: Path) -> None:
 
 
 def _four_bits(dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments that hold linear layers in 4 bits (NF4, 2305.14314)."""
+    """Return the arguments of `from_pretrained` that hold linear layers in 4 bits (NF4, 2305.14314)."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

@@ -1,8 +1,8 @@
-"""What is minimised: the language-modelling loss and the losses of the routers, and what the routers did meanwhile.
+"""Computes the router losses that training adds to the cross entropy, and figures of what the routers decided.
 
-Every loss is a mean over the whole batch of a step, however it is cut into micro-batches and spread over processes:
-of the language modelling over its target tokens, of a router over sequences or tokens. The losses of all layers are
-added, as in 2101.03961 and 2202.08906, so that what a coefficient does to a router does not depend on the depth.
+Every loss is a mean over the whole batch of a step, however it is cut into micro-batches and spread over processes.
+The losses of all layers are added, as in 2101.03961 and 2202.08906, so that what a coefficient does to a router does
+not depend on the depth.
 
 Scopes of the balance loss: `sequence` takes each sequence as a group (2412.19437, section 2.1.2), `micro-batch` what
 one process sees at a time, `global-batch` all tokens of a step (2501.11873). The importance loss, which is not linear
@@ -11,127 +11,88 @@ in what is seen, is always that of a sequence.
 Layers may differ in their number of experts: those that are alike are computed together. A load `(L, E)` then has as
 many columns as the largest layer has experts, zeros where a layer has fewer.
 
-Shapes: L layers, B sequences, S tokens of a sequence, E experts, K top-k, G groups.
+Shapes: L layers, G groups, E experts, K top-k.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import log
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from upcycle.moe.losses import balance_loss, expert_load, importance_loss, z_loss
+from upcycle.figures import FIGURES, ROUTER_LOSSES
+from upcycle.moe import losses
+from upcycle.moe.groups import Groups
+from upcycle.moe.measures import load, measured
 from upcycle.moe.routing import SCORES, Routing
-from upcycle.requests.train import Scope
-
-ROUTER_LOSSES = ("balance_loss", "importance_loss", "z_loss")
+from upcycle.requests.train import Scope, Train
 
 
-@dataclass(frozen=True, slots=True)
-class Coefficients:
-    """Weights of the routers' losses, and the scope of the first."""
-
-    balance_loss: float
-    importance_loss: float
-    z_loss: float
-    scope: Scope = "sequence"
-
-
-@dataclass(frozen=True, slots=True)
-class RouterStatistics:
-    """Per layer, without gradient: of a micro-batch, or their means over micro-batches and processes, of a step."""
-
-    losses_3L: Tensor  # those of ROUTER_LOSSES, means over the micro-batch
-    entropy_L: Tensor  # mean over tokens, divided by ln(E)
-    load_LE: Tensor  # share of the choices that each expert gets
-    experts: tuple[int, ...]  # of each layer
+def coefficients_of(request: Train) -> dict[str, float]:
+    """Return the weight of each router loss: that of `z_loss` is the option `z_coef`."""
+    return {name: getattr(request, f"{name.removesuffix('_loss')}_coef") for name in ROUTER_LOSSES}
 
 
 class RouterObjective:
-    """Computes the losses of all routers of a model at once; each layer by itself."""
+    """Computes the losses and figures of all routers of a model at once; each layer by itself."""
 
-    def __init__(self, coefficients: Coefficients, scoring: str = "softmax") -> None:
-        """`scoring` is one of `upcycle.moe.routing.SCORES`."""
-        self.coefficients = coefficients
+    def __init__(self, coefficients: Mapping[str, float], scope: Scope = "sequence", scoring: str = "softmax") -> None:
+        """Weigh router losses by `coefficients`; `scoring`, of `upcycle.moe.routing.SCORES`, is the routers' own."""
+        self.coefficients, self.scope = dict(coefficients), scope
         self._scores = SCORES[scoring]
 
     @property
     def needs_load(self) -> bool:
-        """Whether the load of the whole batch must be known."""
-        return self.coefficients.scope == "global-batch"
+        """Whether the load of the whole batch must be known before the losses can be computed."""
+        return self.scope == "global-batch"
 
     def __call__(
         self, seen: Sequence[Routing], batch: int, load_LE: Tensor | None = None
-    ) -> tuple[Tensor, RouterStatistics]:
-        """Return the weighted sum of the losses of a micro-batch of `batch` sequences, and the statistics.
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of the losses of a micro-batch of `batch` sequences, and figures by their names.
 
+        Losses are `(L,)`, with their gradient in the sum only; so are the figures of tokens, but for the load `(L, E)`.
         `load_LE` is the load of the step's whole batch, for the scope global-batch.
         """
-        experts = tuple(routing.logits_TE.shape[-1] for routing in seen)
         parts, places = [], []
         for alike in _alike(seen):
-            load = None if load_LE is None else load_LE[alike, : experts[alike[0]]]
-            parts.append(self._measure([seen[layer] for layer in alike], batch, load))
+            layers = Groups.of([seen[layer] for layer in alike], self._scores)
+            experts = layers.logits_GSE.shape[-1]
+            whole_GE = None if load_LE is None or not self.needs_load else load_LE[alike, :experts]
+            with torch.no_grad():
+                figures = measured("tokens", layers)
+            parts.append({**self._losses(layers, batch, whole_GE), **figures})
             places += alike
-        order = torch.tensor(places).argsort().to(parts[0][0].device)
-        losses_3L = torch.cat([losses for losses, _, _ in parts], 1)[:, order]
-        entropy_L = torch.cat([entropy for _, entropy, _ in parts])[order]
-        load_LE = _padded([load for _, _, load in parts], max(experts))[order]
-        sums = zip(ROUTER_LOSSES, losses_3L.sum(1), strict=True)
-        total = torch.stack([getattr(self.coefficients, name) * value for name, value in sums]).sum()
-        return total, RouterStatistics(losses_3L.detach(), entropy_L, load_LE, experts)
+        order_L = torch.tensor(places).argsort().to(seen[0].logits_TE.device)
+        named = {name: _joined([part[name] for part in parts])[order_L] for name in parts[0]}
+        total = torch.stack([self.coefficients[name] * named[name].sum() for name in ROUTER_LOSSES]).sum()
+        return total, {name: value.detach() for name, value in named.items()}
 
-    def _measure(self, seen: Sequence[Routing], batch: int, load_LE: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses `(3, L)`, entropy `(L,)` and load `(L, E)` of layers that are alike."""
-        scope = self.coefficients.scope
-        logits_LBSE = _by_sequence([routing.logits_TE for routing in seen], batch).float()
-        chosen_LBSK = _by_sequence([routing.chosen_TK for routing in seen], batch)
-        probabilities_LBSE = self._scores(logits_LBSE)
-        load_GE = load_LE if scope == "global-batch" else None
-        balance = balance_loss(_grouped(probabilities_LBSE, scope), _grouped(chosen_LBSK, scope), load_E=load_GE)
-        layers = len(seen)
-        losses_3L = torch.stack(
-            [
-                balance.view(layers, -1).mean(1),
-                importance_loss(probabilities_LBSE.flatten(0, 1)).view(layers, -1).mean(1),
-                z_loss(logits_LBSE.flatten(1, 2)),
-            ]
-        )
-        load = expert_load(chosen_LBSK.flatten(1, 2), logits_LBSE.shape[-1])
-        return losses_3L, _entropy(probabilities_LBSE), load
+    def _losses(self, layers: Groups, batch: int, load_GE: Tensor | None) -> dict[str, Tensor]:
+        """Return each loss `(L,)` of layers that are alike."""
+        count, sequences = len(layers.logits_GSE), layers.split(batch)
+        of_scope = sequences if self.scope == "sequence" else layers.with_load(load_GE)
+        return {
+            name: getattr(losses, name)(of_scope if FIGURES[name].scoped else sequences).view(count, -1).mean(1)
+            for name in ROUTER_LOSSES
+        }
 
 
 def load_of(seen: Sequence[Routing]) -> Tensor:
     """Return the load `(L, E)`, float32, of what the routers chose."""
-    loads = [expert_load(routing.chosen_TK[None], routing.logits_TE.shape[-1]) for routing in seen]
-    return _padded(loads, max(load.shape[-1] for load in loads))
+    parts = [load(Groups.of([routing], SCORES["softmax"])) for routing in seen]  # whatever they score by
+    return _joined(parts)
 
 
 def _alike(seen: Sequence[Routing]) -> list[list[int]]:
-    """The layers by their numbers of experts and of choices, those of one kind together."""
+    """Return the layers by their numbers of experts and of choices, those of one kind together."""
     kinds: dict[tuple[int, int], list[int]] = {}
     for layer, routing in enumerate(seen):
         kinds.setdefault((routing.logits_TE.shape[-1], routing.chosen_TK.shape[-1]), []).append(layer)
     return list(kinds.values())
 
 
-def _padded(loads: Sequence[Tensor], experts: int) -> Tensor:
-    return torch.cat([pad(load, (0, experts - load.shape[-1])) for load in loads])
-
-
-def _by_sequence(tensors_TX: Sequence[Tensor], batch: int) -> Tensor:
-    return torch.stack([tensor_TX.view(batch, -1, tensor_TX.shape[-1]) for tensor_TX in tensors_TX])
-
-
-def _grouped(values_LBSX: Tensor, scope: Scope) -> Tensor:
-    """The groups `(G, S, X)` of a scope, layer by layer."""
-    return values_LBSX.flatten(0, 1) if scope == "sequence" else values_LBSX.flatten(1, 2)
-
-
-@torch.no_grad()
-def _entropy(probabilities_LBSE: Tensor) -> Tensor:
-    most = log(max(probabilities_LBSE.shape[-1], 2))
-    entropy_L: Tensor = torch.special.entr(probabilities_LBSE).sum(-1).mean((1, 2)) / most
-    return entropy_L
+def _joined(parts_LX: Sequence[Tensor]) -> Tensor:
+    """Return the values of all kinds of layers, as wide as the widest."""
+    widest = max(part.shape[-1] for part in parts_LX)
+    return torch.cat([pad(part, (0, widest - part.shape[-1])) if part.ndim > 1 else part for part in parts_LX])

@@ -1,4 +1,4 @@
-"""AdamW that remembers more digits than the model has.
+"""AdamW with float32 master weights: moves parameters in bfloat16 by less than their last digit.
 
 A bfloat16 weight has 8 significant bits: an update below 1/256 of it is rounded away, and at the learning rates of
 continued training most are. So every parameter below float32 has a master, its float32 copy; the optimizer moves the
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from upcycle.errors import CheckpointError, InputError
 from upcycle.message import listed
 from upcycle.requests.train import OptimizerKind
+from upcycle.train.parallel.state import clip, gradient_norms
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps", "xpu"})
 """Where torch has a fused AdamW. On a CPU it takes a sixth of the time of foreach, or less, and no temporary copies."""
@@ -117,27 +118,13 @@ class Optimizer:
         return _gradients(self.masters)
 
     def norms(self) -> dict[str, Tensor]:
-        """Return the L2 norms of the gradients, 0-dimensional, on their device: by group, and "total".
-
-        NaN and infinity stay what they are. The device is not waited for.
-        """
-        norms = {group: torch.nn.utils.get_total_norm(_gradients(masters)) for group, masters in self.groups.items()}
+        """Return the L2 norms of the gradients, "total" and by group; see `gradient_norms`."""
         device = self._inner.param_groups[0]["params"][0].device
-        norms = {group: norm.to(device, non_blocking=True) for group, norm in norms.items()}
-        return {"total": torch.linalg.vector_norm(torch.stack(list(norms.values()))), **norms}
+        return gradient_norms({group: _gradients(masters) for group, masters in self.groups.items()}, device)
 
     def clip(self, max_norm: float, total: Tensor) -> None:
-        """Scale the gradients by `max_norm / total` where that is below one (1211.5063, algorithm 1).
-
-        Nothing is scaled where `total` is not finite: divided by infinity all finite gradients would be zero, and the
-        one that is to blame could not be found. The device is not waited for.
-        """
-        finite = torch.where(total.isfinite(), total, 0.0)
-        torch.nn.utils.clip_grads_with_norm_([master.weights for master in self.masters], max_norm, finite)
-
-    def nonfinite(self) -> list[str]:
-        """Return the names of parameters whose gradient holds NaN or infinity; waits for the device."""
-        return [m.name for m in self.masters if m.weights.grad is not None and not m.weights.grad.isfinite().all()]
+        """Scale the gradients down to the norm `max_norm`, where `total`, which they have, is above it."""
+        clip([master.weights for master in self.masters], max_norm, total)
 
     @torch.no_grad()
     def step(self, factor: float) -> None:

@@ -1,4 +1,4 @@
-"""Selective precision: routers in float32 inside a model in bfloat16 (2101.03961, section 2.4).
+"""Keeps routers in float32 inside a model in bfloat16: selective precision (2101.03961, section 2.4).
 
 A router's softmax amplifies rounding: logits that differ in their third digit choose other experts. A float32 router
 costs next to nothing, E x D weights a layer. Stock routers are left as they are; their weights are widened in place,

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: what share of the peak a step gets.
+"""Learning-rate schedules: the share of the peak learning rate that each step gets.
 
 With n = start + step + 1, steps counted from one, W warm-up steps and N = start + total steps in all, the warm-up gives
 n / W. After it, x goes from 0 at the peak, step W, to 1 at step N:

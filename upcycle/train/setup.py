@@ -1,6 +1,5 @@
-"""Everything that a training run needs, made ready: processes, directory, model, optimizer, data."""
+"""Makes a training run ready, new or resumed: joins the processes, opens OUT, loads model, optimizer and data."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -8,14 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType, broadcast_object_list
-
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, open_adapter
 from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.reader import CONFIG_FILE
-from upcycle.errors import InputError, UpcycleError
+from upcycle.errors import InputError
 from upcycle.moe.device import find_device
 from upcycle.moe.routing import scoring_of_router
 from upcycle.requests import recorded
@@ -24,34 +19,30 @@ from upcycle.text.encode import Encoder
 from upcycle.text.stream import BlockStream, held_out_blocks
 from upcycle.train.batches import Batches, Cut, target_count
 from upcycle.train.check import check_model
-from upcycle.train.checkpoints import Run, open_run
 from upcycle.train.evaluate import Evaluation
 from upcycle.train.model import GROUPS, Trainee, check_trained, load
-from upcycle.train.objective import Coefficients, RouterObjective
+from upcycle.train.objective import RouterObjective, coefficients_of
 from upcycle.train.optimizer import Optimizer
-from upcycle.train.state import Progress, read_state
+from upcycle.train.parallel.world import World
+from upcycle.train.saved.checkpoints import Run, open_run
+from upcycle.train.saved.progress import Progress, read_state
 from upcycle.train.step import Stepper
 from upcycle.train.stops import stops_of
 
 FREE = tuple(f"recipe.{name}" for name in ("max_steps", "save_every", "eval_data", "eval_every", "eval_sequences"))
-"""What may change when a run is resumed; with another number of steps the learning rate falls in another way."""
+"""Options that may change when a run is resumed; another --max-steps changes how the learning rate falls."""
 
 TRACKER_LOGS = "logs"
 PLOTS = "plots"  # where `upcycle plot` puts its pictures
 BESIDE = ("metrics.jsonl", TRACKER_LOGS, PLOTS)
 
-_DATA_PARALLEL = {
-    DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU,
-    DistributedType.MULTI_NPU,
-}  # fmt: skip
-
 
 @dataclass
 class Setup:
-    """A run that can begin."""
+    """A training run that is ready for its first step."""
 
     request: Train
-    accelerator: Accelerator
+    world: World
     directory: Run | None  # None but on the main process
     trainee: Trainee
     optimizer: Optimizer
@@ -67,18 +58,13 @@ class Setup:
 
     @property
     def cut(self) -> Cut:
-        """How batches are cut."""
-        request, accelerator = self.request, self.accelerator
-        return Cut(request.batch_size, request.grad_accum, accelerator.num_processes, accelerator.process_index)
+        """How batches are cut into micro-batches and processes."""
+        request, world = self.request, self.world
+        return Cut(request.batch_size, request.grad_accum, world.size, world.rank)
 
     def batches(self) -> Batches:
-        """Begin to read."""
-        return Batches(self.stream, self.cut, pinned=self.accelerator.device.type == "cuda")
-
-    @property
-    def alone(self) -> bool:
-        """Whether this is the only process, which need not agree with others on when to stop."""
-        return bool(self.accelerator.num_processes == 1)
+        """Start the thread that reads the data ahead."""
+        return Batches(self.stream, self.cut, pinned=self.world.device.type == "cuda")
 
 
 @contextmanager
@@ -89,26 +75,17 @@ def set_up(source: Path, request: Train, base: Path | None = None) -> Iterator[S
     Raises InputError for what cannot be used, StagingError when another process holds the directory.
     """
     check_trained(request, source, base)
-    accelerator = _accelerator(request)
+    world = _world(request)
     with ExitStack() as stack:
-        stack.callback(accelerator.end_training)
-        directory = None
-        if accelerator.is_main_process:
-            directory = stack.enter_context(_open(source, request, accelerator, base))
-        checkpoint = _agreed(directory.newest() if directory and request.resume else None)
-        trainee = load(source, request, accelerator.device, checkpoint, base)
+        stack.callback(world.leave)
+        directory = stack.enter_context(_open(source, request, world, base)) if world.is_main else None
+        checkpoint = world.from_main(directory.newest() if directory and request.resume else None)
+        trainee = load(source, request, world.device, checkpoint, base)
         _check_length(trainee, request)
         check_model(trainee)
         optimizer = _optimizer(trainee, request)
-        progress = read_state(checkpoint, optimizer) if checkpoint else Progress(0, 0, None)
-        if progress.step > request.max_steps:
-            raise InputError(
-                "the run has made more steps than it is asked for", where=request.out, found=progress.step,
-                expected=f"at most --max-steps {request.max_steps}",
-            )  # fmt: skip
-        encoder = Encoder(
-            trainee.tokenizer, stops=stops_of(trainee.model), eos=request.eos, quiet=not accelerator.is_main_process
-        )
+        progress = _progress(checkpoint, optimizer, request)
+        encoder = Encoder(trainee.tokenizer, stops=stops_of(trainee.model), eos=request.eos, quiet=not world.is_main)
         stream = _stream(encoder, request)
         if progress.stream is not None:
             stream.restore(progress.stream)
@@ -116,61 +93,45 @@ def set_up(source: Path, request: Train, base: Path | None = None) -> Iterator[S
         evaluation = _evaluation(encoder, stream, request)
         if request.compile:
             trainee.model.compile()
-        coefficients = Coefficients(
-            request.balance_coef, request.importance_coef, request.z_coef, request.balance_scope
-        )
-        scoring = scoring_of_router(trainee.routers[0].module) if trainee.routers else "softmax"
-        stepper = Stepper(accelerator, trainee, optimizer, RouterObjective(coefficients, scoring))
+        stepper = Stepper(world, trainee, optimizer, _objective(trainee, request))
         trainee.model.train()
-        _begin_tracking(accelerator, request)
-        yield Setup(request, accelerator, directory, trainee, optimizer, stepper, stream, evaluation, progress)
+        if request.tracker != "none":
+            world.begin_tracking(
+                {name: value for name, value in recorded(request).items() if isinstance(value, int | float | str)}
+            )
+        yield Setup(request, world, directory, trainee, optimizer, stepper, stream, evaluation, progress)
 
 
-def _accelerator(request: Train) -> Accelerator:
-    """Return accelerate's view of the processes; raise UpcycleError unless as many work together as were started."""
+def _world(request: Train) -> World:
+    """Join the other processes, after what is asked for was looked for."""
     device = find_device(request.device)
     if request.tracker != "none" and find_spec(request.tracker) is None:
         raise InputError(
             f"--tracker {request.tracker} needs a package that is not here", hint=f"pip install {request.tracker}"
         )
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    try:
-        accelerator = Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision="no",  # autocast would wrap the experts, and halves the speed of fused ones
-            gradient_accumulation_steps=1,  # losses are scaled here
-            log_with=None if request.tracker == "none" else request.tracker,
-            project_dir=str(Path(request.out).expanduser() / TRACKER_LOGS),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        )
-    except (ValueError, RuntimeError) as error:
-        raise UpcycleError(f"accelerate cannot bring the processes together ({error})") from error
-    if accelerator.distributed_type not in _DATA_PARALLEL:
+    logs = Path(request.out).expanduser() / TRACKER_LOGS
+    return World(device, None if request.tracker == "none" else request.tracker, logs)
+
+
+def _progress(checkpoint: Path | None, optimizer: Optimizer, request: Train) -> Progress:
+    """Return how far the run is, and bring the optimizer there."""
+    progress = read_state(checkpoint, optimizer) if checkpoint else Progress(0, 0, None)
+    if progress.step > request.max_steps:
         raise InputError(
-            "trains data-parallel only", found=str(accelerator.distributed_type), expected="no FSDP, DeepSpeed or TPU"
-        )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    together = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
-    if not started == together == accelerator.num_processes:
-        raise UpcycleError(
-            f"{started} processes were started and {together} work together: on CPUs set ACCELERATE_USE_CPU=true"
-        )
-    return accelerator
+            "the run has made more steps than it is asked for", where=request.out, found=progress.step,
+            expected=f"at most --max-steps {request.max_steps}",
+        )  # fmt: skip
+    return progress
 
 
-def _begin_tracking(accelerator: Accelerator, request: Train) -> None:
-    if request.tracker == "none":
-        return
-    settings = {name: value for name, value in recorded(request).items() if isinstance(value, int | float | str)}
-    accelerator.init_trackers("upcycle", config=settings)
+def _objective(trainee: Trainee, request: Train) -> RouterObjective:
+    scoring = scoring_of_router(trainee.routers[0].module) if trainee.routers else "softmax"
+    return RouterObjective(coefficients_of(request), request.balance_scope, scoring)
 
 
-def _open(source: Path, request: Train, accelerator: Accelerator, base: Path | None) -> Any:
+def _open(source: Path, request: Train, world: World, base: Path | None) -> Any:
     whole = recorded(request)
-    if request.eos is None:  # as in the record of a run that began before there was such an option
-        del whole["eos"]
-    batch = whole.pop("batch_size") * whole.pop("grad_accum") * accelerator.num_processes
+    batch = whole.pop("batch_size") * whole.pop("grad_accum") * world.size
     local = [path for one in (*request.data, *request.eval_data) if (path := Path(one).expanduser()).exists()]
     return open_run(
         Path(request.out).expanduser(),
@@ -186,7 +147,7 @@ def _open(source: Path, request: Train, accelerator: Accelerator, base: Path | N
 
 
 def _identities(source: Path, base: Path | None) -> dict[str, Any]:
-    """What tells what is trained from anything else."""
+    """Identify the model, and the adapter, that is trained: a run is resumed only with the same."""
     if base is None:
         return {"model": _identity(source)}
     open_adapter(source)
@@ -197,7 +158,7 @@ def _identities(source: Path, base: Path | None) -> dict[str, Any]:
 
 
 def _identity(source: Path) -> dict[str, Any]:
-    """What tells a model from another: its config, and the size and the first megabyte of each weight file."""
+    """Identify a model by the hash of its config, and the size and first megabyte of each weight file."""
     if not (source / CONFIG_FILE).is_file():
         kind = "an adapter" if is_adapter(source) else "no model"
         raise InputError(
@@ -209,13 +170,6 @@ def _identity(source: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             identity[path.name] = [path.stat().st_size, sha256_of(file.read(2**20))]
     return identity
-
-
-def _agreed(checkpoint: Path | None) -> Path | None:
-    """Return what the main process found."""
-    found = [checkpoint]
-    broadcast_object_list(found)
-    return found[0]
 
 
 def _check_length(trainee: Trainee, request: Train) -> None:
@@ -244,7 +198,7 @@ def described(setup: Setup) -> str:
     trained = sum(parameter.numel() for group in trainee.groups.values() for parameter in group.values())
     processes = f"{cut.processes} process{'es' * (cut.processes > 1)}"
     words = [
-        f"{trained:,} parameters in {str(trainee.dtype).removeprefix('torch.')} on {setup.accelerator.device.type}",
+        f"{trained:,} parameters in {str(trainee.dtype).removeprefix('torch.')} on {setup.world.device.type}",
         f"{processes} x {cut.micro_batches} x {cut.sequences} sequences, {cut.batch * request.seq_len:,} tokens a step",
     ]
     if setup.evaluation:

@@ -1,4 +1,4 @@
-"""Telling what happens: to `metrics.jsonl`, to whoever watches, and to a tracker."""
+"""Tells each step of a training to `metrics.jsonl`, to the observer and to a tracker."""
 
 import json
 import os
@@ -7,36 +7,33 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from accelerate import Accelerator
+from typing import Any
 
 from upcycle.checkpoint.place import METRICS_FILE
 from upcycle.checkpoint.writer import write_durably
 from upcycle.errors import StagingError
-from upcycle.train.alerts import Watch
-
-if TYPE_CHECKING:
-    from upcycle.train.loop import Observer
+from upcycle.train.parallel.world import World
+from upcycle.train.watch.alerts import Watch
+from upcycle.train.watch.observer import TrainingObserver
 
 
 class Journal:
-    """A context in which lines are written, on the main process; on the others it keeps silent."""
+    """A context that writes and tells on the main process, and does nothing on the others."""
 
-    def __init__(self, out: Path, done: int, accelerator: Accelerator, observer: "Observer") -> None:
-        """Open `out`'s file: of a run that goes on after `done` steps the lines until there stay, of a new one none."""
-        self._accelerator, self._observer, self._done = accelerator, observer, done
+    def __init__(self, out: Path, done: int, world: World, observer: TrainingObserver) -> None:
+        """Open `metrics.jsonl` in `out`; lines up to step `done`, from which a resumed run goes on, stay."""
+        self._world, self._observer, self._done = world, observer, done
         self._watch = Watch()
         self._losses: list[float] = []
         self._eval_losses: list[float] = []
-        self._file = _reopened(out / METRICS_FILE, done, self._remember) if accelerator.is_main_process else None
+        self._file = _reopened(out / METRICS_FILE, done, self._remember) if world.is_main else None
 
     def __enter__(self) -> "Journal":
         """Return itself."""
         return self
 
     def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
-        """Close the file; on a full disk what is left to write is lost a second time."""
+        """Close the file; what a full disk did not take was reported when it was written."""
         if self._file:
             with suppress(OSError):
                 self._file.close()
@@ -49,16 +46,16 @@ class Journal:
 
     @property
     def eval_losses(self) -> tuple[float, ...]:
-        """All that were measured."""
+        """All held-out losses so far."""
         return tuple(self._eval_losses)
 
     def begin(self, total_steps: int) -> None:
-        """Tell that training begins or goes on."""
+        """Tell the observer that training begins or is resumed."""
         if self._file:
             self._observer.begin(total_steps, self._done)
 
     def add(self, line: dict[str, Any]) -> None:
-        """Tell a step."""
+        """Write and tell the line of a step, with its alerts; raise StagingError when the disk is full."""
         if not self._file:
             return
         alerts = self._remember(line)
@@ -72,16 +69,15 @@ class Journal:
         self._observer.step(line)
         for alert in alerts:
             self._observer.note(alert)
-        if self._accelerator.trackers:
-            self._accelerator.log(dict(_numbers(line)), step=line["step"])
+        self._world.log(dict(_numbers(line)), step=line["step"])
 
     def make_durable(self) -> None:
-        """Bring the lines onto the disk, as a checkpoint that follows them will be."""
+        """Make the lines durable, before the checkpoint that follows them is."""
         if self._file:
             os.fsync(self._file.fileno())
 
     def note(self, text: str) -> None:
-        """Tell something else."""
+        """Tell the observer a sentence."""
         if self._file:
             self._observer.note(text)
 
@@ -102,7 +98,7 @@ def _reopened(path: Path, done: int, remember: Any) -> Any:
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines up to the first that is cut off, as the last one is after a kill."""
+    """Yield the lines up to the first that is cut off, as the last one may be after a kill."""
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)

@@ -1,4 +1,4 @@
-"""Alerts: what goes wrong in a training run, said in plain words when it begins.
+"""Alerts: finds trouble in the figures of a training (collapse, dead experts, spikes) and says it in a sentence.
 
 Each kind of trouble is a class with `see(metrics)`, which gets the steps one by one as `metrics.jsonl` has them and
 keeps no more than a window of them. A trouble is told once, and again only after it was over: the bound that ends it
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upcycle.checkpoint.strict_json import is_finite_number
+from upcycle.figures import bound_of
 from upcycle.message import listed
 
 Metrics = dict[str, Any]
@@ -33,9 +34,9 @@ MENDING = 0.02
 """A layer whose misplaced share has fallen by this much from the first half of the window to the second is on its way
 back (the balance loss at work after a start from drawn routers) and not reported."""
 
-DEAD, COLD = 0.01, 0.05
-"""Parts of an even share: an expert dies that gets less than the first, and lives again that gets the second. Of 8
-experts they are about .1% and .5% of the choices; with hundreds of experts an even share is no more than that."""
+DEAD, COLD, IDENTICAL = bound_of("dead"), bound_of("cold"), bound_of("cosine")
+"""An expert dies below the first and lives again from the second on, as parts of an even share; from the third on,
+as a cosine, experts are the same."""
 
 STILL = 5
 """Steps without a gradient after which a router is dead. Identical experts give it none at the first step, and a
@@ -50,10 +51,10 @@ HISTORY, ENOUGH = 50, 20
 SPREAD = 1.4826
 """Standard deviation of normal noise, in units of its median absolute deviation."""
 
-IDENTICAL, LEARNT = 1 - 1e-6, 100
-"""Cosine from which on experts are the same, and steps with a learning rate after which they should no longer be. By
-then AdamW at 1e-5 can have moved weights of .05 by 2%, which is a cosine of .9998; parameters in bf16 without float32
-master weights round such steps away."""
+LEARNT = 100
+"""Steps with a learning rate after which experts should no longer be identical. By then AdamW at 1e-5 can have moved
+weights of .05 by 2%, which is a cosine of .9998; parameters in bf16 without float32 master weights round such steps
+away."""
 
 SHOWN = 8
 """Layers, and experts of a layer, that an alert names."""
@@ -69,7 +70,7 @@ class _Trouble(Protocol):
     """One kind of trouble."""
 
     def see(self, metrics: Metrics) -> list[str]:
-        """Take in a step and return what has begun with it."""
+        """Take in a step and return an alert for each trouble that begins with it."""
 
 
 class Watch:
@@ -91,13 +92,13 @@ class Watch:
 
 
 class _Episodes(Generic[Key]):
-    """Which troubles are going on."""
+    """Keeps which troubles are going on, so that each is told once."""
 
     def __init__(self) -> None:
         self._open: set[Key] = set()
 
     def begun(self, bad: Iterable[Key], over: Iterable[Key]) -> list[Key]:
-        """Return what of `bad` was not going on before; what is `over` may begin again."""
+        """Return the troubles of `bad` that were not going on before; those that are `over` may begin again."""
         new = [key for key in bad if key not in self._open]
         self._open.update(new)
         self._open.difference_update(over)

@@ -1,8 +1,8 @@
-"""Checkpoints of a training run: each complete and verified before it gets its name, the last of them made the model.
+"""Writes checkpoints of a training, each verified before it gets its name, and puts the last one's model into OUT.
 
 `open_run` gives the directory OUT to one process, `Run.save` writes a checkpoint, `Run.newest` finds the one to go on
 from, `Run.finish` puts the model at the top of OUT. Whatever stops them, the newest complete checkpoint is the old one
-or the new one. `upcycle.train.directory` says what lies in OUT.
+or the new one. `upcycle.train.saved.directory` says what lies in OUT.
 """
 
 import json
@@ -21,9 +21,16 @@ from upcycle.checkpoint.lock import Lock
 from upcycle.checkpoint.place import staging_path
 from upcycle.checkpoint.writer import copy_range, sync_directory, sync_file
 from upcycle.errors import StagingError
-from upcycle.train import directory
-from upcycle.train.directory import LOCK_FILE, MODEL_MARKS, RECORD_FILE, Record, checkpoint_path, checkpoint_paths
-from upcycle.train.manifest import (
+from upcycle.train.saved import directory
+from upcycle.train.saved.directory import (
+    LOCK_FILE,
+    MODEL_MARKS,
+    RECORD_FILE,
+    RunRecord,
+    checkpoint_path,
+    checkpoint_paths,
+)
+from upcycle.train.saved.manifest import (
     MANIFEST_FILE,
     WEIGHTS_SUFFIX,
     Entry,
@@ -35,17 +42,17 @@ from upcycle.train.manifest import (
 )
 
 _DISK_ERRORS = (OSError, SafetensorError, RuntimeError, StagingError)
-"""What a full or failing disk raises: through Python, safetensors, torch.save, and when it is read again."""
+"""Errors that a full or failing disk raises: in Python, safetensors and torch, and when a file is read again."""
 
 _log = logging.getLogger("upcycle")
 
 
 @dataclass
 class Run:
-    """An OUT that this process holds; made by `open_run`."""
+    """The directory OUT of a training, held by this process; made by `open_run`."""
 
     out: Path
-    record: Record
+    record: RunRecord
 
     def save(self, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
         """Make the checkpoint after `step` steps of what `write` puts into an empty directory, and return its path.
@@ -103,7 +110,7 @@ class Run:
                 sync_directory(folder)
 
     def _note(self, files: set[str]) -> None:
-        """Record which files of a model are at the top, or are about to be."""
+        """RunRecord which files of a model are at the top, or are about to be."""
         if files != set(self.record.files):
             self.record = replace(self.record, files=tuple(sorted(files)))
             directory.write_record(self.out, self.record)
@@ -178,12 +185,9 @@ def open_run(
             raise
 
 
-def step_of(checkpoint: Path) -> int:
-    """Return after how many steps a complete checkpoint was saved."""
-    return read_manifest(checkpoint).step
-
-
-def _begin(out: Path, record: Record | None, wanted: dict[str, Any], *, resume: bool, free: Collection[str]) -> Record:
+def _begin(
+    out: Path, record: RunRecord | None, wanted: dict[str, Any], *, resume: bool, free: Collection[str]
+) -> RunRecord:
     """Bring `out` to where training can begin or go on; `record` is that of the run that is there."""
     if record and resume:
         directory.check_same(out, record.fingerprint, wanted, free)
@@ -192,7 +196,7 @@ def _begin(out: Path, record: Record | None, wanted: dict[str, Any], *, resume: 
     if record and not resume:
         directory.clear(out, record)
         record = None
-    begun = replace(record, fingerprint=wanted) if record else Record(wanted)
+    begun = replace(record, fingerprint=wanted) if record else RunRecord(wanted)
     if begun != record:
         directory.write_record(out, begun)
         sync_directory(out.parent)

@@ -1,4 +1,4 @@
-"""What vouches for a training checkpoint: the size and SHA-256 of each of its files, written when they are on the disk.
+"""The manifest of a checkpoint: size and SHA-256 of each file, by which it is known to be complete and undamaged.
 
     checkpoint.json    {"step": 100, "files": {"model.safetensors": {"size": 6480, "sha256": "..."}, ...}}
 
@@ -30,7 +30,7 @@ _NONE = "none"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a file is to be."""
+    """Size and hash that a file must have."""
 
     size: int  # bytes
     sha256: str
@@ -85,7 +85,7 @@ def read_manifest(directory: Path) -> Manifest:
 def find_fault(directory: Path, *, hashes: bool = True) -> str | None:
     """Return what is wrong with a checkpoint, naming the file, or None when it is complete.
 
-    Without `hashes` only what a look at the directory tells.
+    Without `hashes` only names and sizes are compared.
     """
     try:
         manifest = read_manifest(directory)
@@ -109,7 +109,7 @@ def find_strangers(directory: Path) -> list[str]:
 
 
 def leaves(path: Path) -> Iterator[Path]:
-    """Yield what lies at and below `path` and holds nothing itself: files, links, empty directories."""
+    """Yield the files, links and empty directories at and below `path`."""
     inside = sorted(path.iterdir()) if path.is_dir() and not path.is_symlink() else []
     for entry in inside:
         yield from leaves(entry)
@@ -118,7 +118,7 @@ def leaves(path: Path) -> Iterator[Path]:
 
 
 def with_parents(names: Collection[str]) -> set[str]:
-    """Return the relative paths `names` and those of the directories that they lie in, which may be left empty."""
+    """Return the relative paths `names` and those of all directories above them."""
     return {*names, *(parent.as_posix() for name in names for parent in PurePosixPath(name).parents)}
 
 

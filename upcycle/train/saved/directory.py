@@ -1,8 +1,8 @@
-"""The directory of a training run: who may have it, and what in it a run has made.
+"""The directory OUT of a training: whether it may be used or replaced, and which files in it upcycle made.
 
     training.json               what decides the numbers, and which of the files beside it are the finished model
     run.lock                    held by the process that trains
-    checkpoint-000100/          complete: see `upcycle.train.manifest`
+    checkpoint-000100/          complete: see `upcycle.train.saved.manifest`
     checkpoint-000200.partial/  being written, or being removed; swept when a run opens
     config.json ...             the model, once the training is over
 
@@ -23,12 +23,12 @@ from upcycle.checkpoint.place import REPLACED, staging_path
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.writer import sync_directory, write_durably
 from upcycle.errors import CheckpointError, InputError
-from upcycle.train.manifest import find_strangers, leaves, with_parents
+from upcycle.train.saved.manifest import find_strangers, leaves, with_parents
 
 RECORD_FILE = "training.json"
 LOCK_FILE = "run.lock"
 MODEL_MARKS = ("adapter_config.json", "config.json")
-"""What makes a directory look like a model: these come last and go first."""
+"""Files that make a directory look like a model: written last, removed first."""
 
 _FORMAT = 1
 _CHECKPOINT = re.compile(r"checkpoint-(\d{6,})")
@@ -37,25 +37,25 @@ _SHOWN = 4  # differences in a message
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What a run says about itself."""
+class RunRecord:
+    """`training.json`: the identity of a run, and the files at the top of OUT that are its model."""
 
     fingerprint: dict[str, Any]  # a JSON value
     files: tuple[str, ...] = ()  # of the model at the top of OUT
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lives."""
+    """Return the path of the checkpoint after `step` steps."""
     return out / f"checkpoint-{step:06d}"
 
 
 def checkpoint_paths(out: Path) -> dict[int, Path]:
-    """Return what is called a checkpoint in `out` by its step, the newest first."""
+    """Return the directories in `out` that are named as checkpoints, by their steps, the newest first."""
     found = {int(match[1]): path for path in out.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
     return {step: found[step] for step in sorted(found, reverse=True) if found[step].is_dir()}
 
 
-def read_record(out: Path) -> Record | None:
+def read_record(out: Path) -> RunRecord | None:
     """Return the record of the run in `out`, or None where there is none; CheckpointError when it is damaged."""
     path = out / RECORD_FILE
     if not path.is_file():
@@ -64,10 +64,10 @@ def read_record(out: Path) -> Record | None:
     fingerprint, files = value.get("fingerprint"), value.get("files")
     if value.get("format") != _FORMAT or not isinstance(fingerprint, dict) or not _are_names(files):
         raise CheckpointError("is no record of a training run that this version knows", where=path)
-    return Record(fingerprint, tuple(files))
+    return RunRecord(fingerprint, tuple(files))
 
 
-def write_record(out: Path, record: Record) -> None:
+def write_record(out: Path, record: RunRecord) -> None:
     """Replace the record of the run in `out` durably, in one step."""
     value = {"format": _FORMAT, "fingerprint": record.fingerprint, "files": record.files}
     staged = staging_path(out / RECORD_FILE)
@@ -77,7 +77,7 @@ def write_record(out: Path, record: Record) -> None:
 
 
 def check_apart(out: Path, models: Sequence[Path], data: Sequence[Path]) -> None:
-    """Raise InputError when the run would write where it reads."""
+    """Raise InputError when OUT lies in a directory that the training reads, or holds one."""
     own = out.resolve()
     for source, name in [*((model, "MODEL") for model in models), *((path, "the data") for path in data)]:
         if own.is_relative_to(source.resolve()) or source.resolve().is_relative_to(own):
@@ -86,7 +86,7 @@ def check_apart(out: Path, models: Sequence[Path], data: Sequence[Path]) -> None
             )
 
 
-def check_out(out: Path, *, resume: bool, overwrite: bool, beside: Collection[str]) -> Record | None:
+def check_out(out: Path, *, resume: bool, overwrite: bool, beside: Collection[str]) -> RunRecord | None:
     """Return the record of the run in `out` that may go on or be replaced, None where `out` is free; else InputError.
 
     `beside` names files and directories that a run writes into `out` besides what this module knows.
@@ -124,7 +124,7 @@ def check_same(out: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any], f
         )
 
 
-def clear(out: Path, record: Record) -> None:
+def clear(out: Path, record: RunRecord) -> None:
     """Remove a run that `check_out` found replaceable: first what makes it look like a model, last what tells of it."""
     withdraw(out, record)
     for entry in sorted(out.iterdir()):
@@ -134,8 +134,8 @@ def clear(out: Path, record: Record) -> None:
     sync_directory(out)
 
 
-def withdraw(out: Path, record: Record) -> None:
-    """Let the top of `out` no longer look like a model, durably."""
+def withdraw(out: Path, record: RunRecord) -> None:
+    """Remove the MODEL_MARKS from the top of `out`, durably, so that it no longer looks like a model."""
     marks = [out / name for name in MODEL_MARKS if name in record.files and (out / name).exists()]
     for mark in marks:
         mark.unlink()
@@ -143,8 +143,8 @@ def withdraw(out: Path, record: Record) -> None:
         sync_directory(out)
 
 
-def sweep(out: Path, record: Record) -> None:
-    """Remove what a kill has left half written or half removed."""
+def sweep(out: Path, record: RunRecord) -> None:
+    """Remove checkpoints that a killed run left half written or half removed."""
     for entry in sorted(out.iterdir()):
         if _is_partial(entry):
             discard_staged(entry.with_suffix(""))
@@ -190,7 +190,7 @@ def put(staged: Path, path: Path) -> None:
 
 
 def discard_staged(path: Path) -> None:
-    """Remove what was to become the checkpoint `path`, or was one; first put back what a kill kept from coming back."""
+    """Remove the staging directory of the checkpoint `path`; first put back a checkpoint that a kill left in there."""
     place.restore(path)
     if staging_path(path).is_dir():
         remove(staging_path(path))
@@ -199,7 +199,7 @@ def discard_staged(path: Path) -> None:
 _BEGINNINGS = {LOCK_FILE, staging_path(Path(RECORD_FILE)).name}  # left by a kill before a run had begun
 
 
-def _check_replaceable(out: Path, record: Record, beside: Collection[str], *, overwrite: bool) -> None:
+def _check_replaceable(out: Path, record: RunRecord, beside: Collection[str], *, overwrite: bool) -> None:
     if not overwrite:
         raise InputError("a training run is there", where=out, hint="--resume continues it, --overwrite starts again")
     foreign = list(_foreign(out, record, beside))
@@ -212,8 +212,8 @@ def _check_replaceable(out: Path, record: Record, beside: Collection[str], *, ov
         )
 
 
-def _foreign(out: Path, record: Record, beside: Collection[str]) -> Iterator[str]:
-    """Yield what no training run has made, relative to `out`."""
+def _foreign(out: Path, record: RunRecord, beside: Collection[str]) -> Iterator[str]:
+    """Yield the files that no training run has made, relative to `out`."""
     made = {RECORD_FILE, *record.files, *beside}
     made = with_parents(made | {f"{name}.partial" for name in made} | {LOCK_FILE})
     for entry in sorted(out.iterdir()):
@@ -246,6 +246,6 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def _words(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Say what `values` has under the first of `names`."""
+    """Return the first few of `names` with their values, for a message."""
     said = (f"{name} {json.dumps(values[name])[:80]}" if name in values else f"no {name}" for name in names[:_SHOWN])
     return ", ".join(said)

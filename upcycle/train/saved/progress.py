@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model: the optimizer, the place in the data, the step.
+"""Writes and reads the state of a training in its checkpoint: the optimizer, the place in the data, the step.
 
     state/optimizer.safetensors    moments and float32 master weights
     state/data.*                   how far every source has been read, and what was read ahead
@@ -8,14 +8,17 @@ The learning rate follows from the step, and so do random numbers: each step see
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from upcycle.checkpoint.digest import seed_from
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.text.state import StreamState
 from upcycle.train.optimizer import Optimizer
-from upcycle.train.tensors import load_tensors, save_tensors
+from upcycle.train.saved.tensors import load_tensors, save_tensors
 
 DIRECTORY = "state"
 _OPTIMIZER_FILE, _STEP_FILE = "optimizer.safetensors", "step.json"
@@ -23,18 +26,18 @@ _OPTIMIZER_FILE, _STEP_FILE = "optimizer.safetensors", "step.json"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """How far a training is."""
 
     step: int
     tokens: int
     stream: StreamState | None  # None: nothing was read
 
 
-def write_state(checkpoint: Path, optimizer: Optimizer, progress: Progress) -> None:
-    """Write the state of a run into its checkpoint."""
+def write_state(checkpoint: Path, optimizer: Mapping[str, Tensor], progress: Progress) -> None:
+    """Write the state of a run into its checkpoint; `optimizer` is all of `Optimizer.state_tensors`."""
     directory = checkpoint / DIRECTORY
     directory.mkdir(exist_ok=True)
-    save_tensors(directory / _OPTIMIZER_FILE, optimizer.state_tensors())
+    save_tensors(directory / _OPTIMIZER_FILE, optimizer)
     if progress.stream is not None:
         progress.stream.to_files(directory)
     (directory / _STEP_FILE).write_text(json.dumps({"step": progress.step, "tokens": progress.tokens}) + "\n")

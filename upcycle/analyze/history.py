@@ -1,9 +1,13 @@
-"""Reading a metrics file: every line checked, and as many points kept as a picture can show."""
+"""Reads a training's `metrics.jsonl`: every line checked, and as many points kept as a picture can show.
+
+Shapes: P points, L layers, E experts.
+"""
 
 import json
 import logging
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,14 +15,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from upcycle.analyze.buckets import Buckets, Floats
-from upcycle.analyze.run import Curve, Run
+from upcycle.checkpoint.place import METRICS_FILE
 from upcycle.errors import InputError
+from upcycle.figures import PER_LAYER, ROUTER_LOSSES
 
-FILE = "metrics.jsonl"
-
-SCALARS = ("loss", "balance_loss", "importance_loss", "z_loss", "tokens_per_second", "mfu")
+SCALARS = ("loss", *ROUTER_LOSSES, "tokens_per_second", "mfu")
 GROUPED = ("lr", "grad_norm")
-PER_LAYER = ("max_over_mean", "entropy", "dead", "cold", "cosine")
+OF_LAYERS = tuple(row.name for row in PER_LAYER if row.title)
 
 CURVE_POINTS, LOAD_POINTS = 1000, 240
 """Stretches that are kept at most; a picture is about as many pixels wide."""
@@ -32,16 +35,49 @@ Shape = tuple[tuple[int, int], ...]
 log = logging.getLogger("upcycle")
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One figure over the steps `(P,)`; NaN where it was not measured."""
+
+    step: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+
+    @property
+    def known(self) -> bool:
+        """Whether it was measured at all."""
+        return not bool(np.isnan(self.mean).all())
+
+
+@dataclass(frozen=True)
+class History:
+    """One training as arrays, no longer than a picture can show."""
+
+    label: str
+    steps: int
+    every: int  # steps of a point of a curve
+    load_every: int  # steps of a point of the loads
+    curves: dict[str, Curve]  # `loss`, `lr.router`, `grad_norm.total` ...
+    layers: tuple[int, ...]
+    layer_curves: dict[str, Floats]  # (P, L)
+    load_steps: Floats
+    loads: tuple[Floats, ...]  # per layer (P, E), shares of the choices
+    last_loads: tuple[Floats, ...]  # per layer (E,), mean of the last steps
+    evaluations: tuple[Floats, Floats]  # steps and losses
+    alerts: tuple[int, ...]  # steps that raised some
+
+
 def find_metrics(given: str) -> Path:
     """Return the metrics file that is given by itself or by its directory; raise InputError when there is none."""
     path = Path(given).expanduser()
-    path = path / FILE if path.is_dir() else path
+    path = path / METRICS_FILE if path.is_dir() else path
     if not path.is_file():
-        raise InputError("no such file", where=path, expected=f"a {FILE}, or a directory that holds one")
+        raise InputError("no such file", where=path, expected=f"a {METRICS_FILE}, or a directory that holds one")
     return path
 
 
-def read_run(path: Path, label: str) -> Run:
+def read_history(path: Path, label: str) -> History:
     """Read a metrics file in one pass, in memory that does not grow with it.
 
     A last line that was cut off is left out, with a note. Raises InputError, with file and line, for anything else that
@@ -58,7 +94,7 @@ def read_run(path: Path, label: str) -> Run:
             raise InputError(f"not a step of a training ({str(error)[:120]})", where=where) from None
     if not reader.steps:
         raise InputError("holds no steps", where=path)
-    return reader.run(label)
+    return reader.history(label)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -110,7 +146,7 @@ class _Reader:
         layers = _layers(first)
         self._grouped = [(name, group) for name in GROUPED for group in _object(first.get(name) or {}, name)]
         self._shape = _shape(layers, [_load(layer) for layer in layers])
-        width = 1 + len(SCALARS) + len(self._grouped) + len(PER_LAYER) * len(layers)
+        width = 1 + len(SCALARS) + len(self._grouped) + len(OF_LAYERS) * len(layers)
         self._figures = Buckets(width, CURVE_POINTS)
         self._loads = Buckets(1 + sum(experts for _, experts in self._shape), LOAD_POINTS)
 
@@ -137,7 +173,7 @@ class _Reader:
         groups = {name: _object(metrics.get(name) or {}, name) for name in GROUPED}
         row = [step, *(_number(metrics, name) for name in SCALARS)]
         row += [_number(groups[name], group) for name, group in self._grouped]
-        row += [_number(layer, name) for name in PER_LAYER for layer in layers]
+        row += [_number(layer, name) for name in OF_LAYERS for layer in layers]
         self._figures.add(np.array(row))
         load_row = np.concatenate([[step], *loads])
         self._loads.add(load_row)
@@ -151,20 +187,20 @@ class _Reader:
         self._last = step
         return step
 
-    def run(self, label: str) -> Run:
+    def history(self, label: str) -> History:
         names = [*SCALARS, *(f"{name}.{group}" for name, group in self._grouped)]
         mean, low, high = self._figures.mean, self._figures.low, self._figures.high
         first, count = 1 + len(names), len(self._shape)
         loads, end = self._loads.mean, np.mean(self._end, axis=0)
         ends = np.cumsum([0, *(experts for _, experts in self._shape)])
-        return Run(
+        return History(
             label=label, steps=self.steps, every=self._figures.every, load_every=self._loads.every,
             curves={
                 name: Curve(mean[:, 0], mean[:, at], low[:, at], high[:, at]) for at, name in enumerate(names, 1)
             },
             layers=tuple(layer for layer, _ in self._shape),
             layer_curves={
-                name: mean[:, first + at * count : first + (at + 1) * count] for at, name in enumerate(PER_LAYER)
+                name: mean[:, first + at * count : first + (at + 1) * count] for at, name in enumerate(OF_LAYERS)
             },
             load_steps=loads[:, 0], loads=tuple(loads[:, 1 + start : 1 + stop] for start, stop in pairwise(ends)),
             last_loads=tuple(end[start:stop] for start, stop in pairwise(ends)),

@@ -1,4 +1,4 @@
-"""Tensors of any kind in a safetensors file: the state of an optimizer, of random generators, of anything.
+"""Writes and reads tensors of any shape and type in safetensors files: the state of an optimizer.
 
 One tensor at a time passes through memory, where safetensors' own writer holds a copy of all. Names may not hold a
 slash or two dots, which no reader of this project takes.

@@ -1,0 +1,1 @@
+"""Several processes that train one model: the only room that imports accelerate or torch.distributed."""
