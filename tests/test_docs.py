@@ -20,7 +20,7 @@ import yaml
 from benchmarks.models import MISTRAL_7B, write_sparse
 from tests import house_layout
 from upcycle.cli.main import group
-from upcycle.families.table import FAMILIES
+from upcycle.families.pairs import DENSE, pair_of
 from upcycle.pipeline.steps import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -153,7 +153,7 @@ def test_the_plan_of_the_guide_is_what_upcycle_prints(tmp_path: Path) -> None:
 
 def test_the_readme_lists_every_pair_of_models() -> None:
     rows = set(re.findall(r"^\| `(\w+)` .*?\| `(\w+)` \|", text("README.md"), re.MULTILINE))
-    assert rows == {(family.dense, family.moe) for family in FAMILIES.values()}
+    assert rows == {(dense, pair_of(dense).target.model_type) for dense in DENSE}
 
 
 def test_the_house_is_current() -> None:
