@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv by itself.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ASSETS := build/assets
 LOWEST := build/lowest
 export HF_HUB_OFFLINE := 1
@@ -53,11 +53,11 @@ lint: install
 	$(BIN)/mypy --platform darwin upcycle
 	$(BIN)/lint-imports --no-logo
 
-# What is generated from the code: the command reference, the recipe schema, the layout in the README.
+# What is generated from the code: the command reference, the recipe schema, the layers and files in docs/house.md.
 docs: install
 	$(BIN)/python -m tests.cli_reference > docs/cli.md
 	$(BIN)/upcycle run --schema > recipes/recipe.schema.json
-	$(BIN)/python -m tests.readme_layout
+	$(BIN)/python -m tests.house_layout
 
 bench: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
 	$(BIN)/python -m benchmarks.convert
