@@ -69,7 +69,7 @@ def _refuse_partial(chosen: dict[str, Any], config: Mapping[str, Any]) -> None:
     factor = _first(chosen.pop("partial_rotary_factor", None), config.get("partial_rotary_factor"))
     if factor not in (None, 1, 1.0):
         raise UnsupportedError(
-            "config.json: partial_rotary_factor is not 1, which the target ignores", found=quoted(factor)
+            "config.json: partial_rotary_factor is not 1, which the target ignores", found=_number_or_quoted(factor)
         )
 
 
@@ -78,7 +78,7 @@ def _check_settings(chosen: Mapping[str, Any], only: tuple[str, ...] = ()) -> No
     kind, known = chosen["rope_type"], ("default", *only) if only else tuple(TYPES)
     if not isinstance(kind, str) or kind not in known:
         raise UnsupportedError(
-            "config.json: unknown rope_type", found=quoted(kind), expected=f"one of {', '.join(known)}"
+            "config.json: unknown rope_type", found=_number_or_quoted(kind), expected=f"one of {', '.join(known)}"
         )
     missing = [name for name in TYPES[kind] if chosen.get(name) is None]
     if missing:
@@ -87,11 +87,17 @@ def _check_settings(chosen: Mapping[str, Any], only: tuple[str, ...] = ()) -> No
         value = chosen.get(name)
         numbers = value if name in _LISTS and isinstance(value, list) else [value]
         if value is not None and not all(_is_number(number) for number in numbers):
-            raise UnsupportedError(f"config.json: {name} of the rope settings is not a number", found=quoted(value))
+            raise UnsupportedError(
+                f"config.json: {name} of the rope settings is not a number", found=_number_or_quoted(value)
+            )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _number_or_quoted(value: Any) -> Any:
+    return value if isinstance(value, int | float) else quoted(value)
 
 
 def _first(*values: Any) -> Any:
