@@ -20,7 +20,7 @@ from upcycle.families.parts import HEAD, Tensor, dimension
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
-from upcycle.plan.sources import Copy, Part, Scaled, Source, Stacked, Zeros, reads
+from upcycle.plan.sources import Copy, Part, Scaled, Source, Stacked, Zeros, random_key, reads
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Layout:
         tensor = next(tensor for tensor in self._matched.target.tensors if part in tensor.parts)
         name = tensor.name.format(layer=layer, expert=expert)
         alone = tensor.per_expert and tensor.parts == (part,)
-        return f"{self._order.seed}:{name}" if alone else f"{self._order.seed}:{name}:{expert}:{matrix}"
+        return random_key(self._order.seed, name if alone else f"{name}:{expert}:{matrix}")
 
     def _writes_of(self, tensor: Tensor, layer: int) -> Iterator[Write]:
         for number in range(self._order.count) if tensor.per_expert else (None,):
@@ -169,7 +169,7 @@ class _Layout:
 
     def _source(self, tensor: Tensor, name: str, layer: int, number: int | None) -> Source:
         if tensor.parts == ("router",):
-            slot = RouterSlot(layer, self._order.count, self._matched.sizes["D"], f"{self._order.seed}:{name}")
+            slot = RouterSlot(layer, self._order.count, self._matched.sizes["D"], random_key(self._order.seed, name))
             return self._order.router(slot)
         if not tensor.parts:
             return Zeros()

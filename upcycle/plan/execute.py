@@ -168,18 +168,19 @@ def _collect(
 ) -> None:
     """Sync and record every shard when its last job is done, while the workers go on with the next ones.
 
-    When the disk fails a worker, the others stop, and shards that were finished meanwhile are still recorded.
+    When a job fails the others stop, and shards that were finished meanwhile are still recorded. Of several failures
+    the one that was submitted first is raised, so that the same input gives the same error.
     """
     left = Counter(shard.name for shard in jobs.values() if shard)
     hashes: dict[str, Hashes] = {name: {} for name in left}
-    failure: OSError | None = None
+    failures: dict[Future[Hashes], Exception] = {}
     for job in as_completed(jobs):
         try:
             found, shard = job.result(), jobs[job]
         except (CancelledError, _StoppedError):
             continue
-        except OSError as error:
-            failure = failure or error
+        except Exception as error:
+            failures[job] = error
             _halt(jobs, stop)
             continue
         if shard is None:  # a check
@@ -192,8 +193,9 @@ def _collect(
                 sync_file(file.fileno())
             check()
             staging.record(name, hashes.pop(name))
-    if failure:
-        raise failure
+    for job in jobs:
+        if job in failures:
+            raise failures[job]
 
 
 def _halt(jobs: Iterable[Future[Hashes]], stop: Event) -> None:

@@ -25,7 +25,6 @@ MANIFEST_FILE = "checkpoint.json"
 WEIGHTS_SUFFIX = ".safetensors"
 
 _MAX_WORKERS = 8  # more threads than this do not make a disk faster
-_NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
