@@ -395,6 +395,7 @@ def test_answers_that_end_in_no_token(templated: Callable[..., Any], caplog: pyt
     assert tokenizer.decode(document.ids_T) == "user: 2+2?\nassistant: It is 4.\nuser: 3+3?\nassistant: It is 6.\n</s>"
     assert in_loss(tokenizer, document) == [" It is 4.\n", " It is 6.\n</s>"]
     assert tokenizer.decode(unanswered.ids_T).endswith("user: 2+2?\n")
+    assert caplog.messages == []
 
 
 def test_what_stops_a_model_may_be_nothing(templated: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:

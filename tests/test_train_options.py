@@ -53,6 +53,16 @@ def test_the_held_out_loss_is_that_of_stock_transformers(moe: Path, text: Path, 
             assert float(model(input_ids=blocks, labels=blocks).loss) == pytest.approx(line["eval_loss"], abs=1e-5)
 
 
+def test_text_that_is_measured_on_is_not_trained_on(moe: Path, text: Path, tmp_path: Path) -> None:
+    """A hard link has another name and is the same text."""
+    (tmp_path / "link.txt").hardlink_to(text)
+    with pytest.raises(
+        InputError, match=r"link\.txt: is trained on too.*take it out of --data, or instead of --eval-data"
+    ):
+        run_train(moe, tmp_path / "out", text, max_steps=1, eval_data=(str(tmp_path / "link.txt"),))
+    assert not (tmp_path / "out").exists()
+
+
 def test_held_out_text_is_not_trained_on(moe: Path, text: Path, tmp_path: Path) -> None:
     whole = run_train(moe, tmp_path / "whole", text, max_steps=2)
     split = run_train(moe, tmp_path / "split", text, max_steps=2, eval_split=0.3, eval_sequences=4)

@@ -155,8 +155,8 @@ class Encoder:
         return Document(ids_T, target_T, item.continues)
 
     def _check_stop(self, answered_T: NDArray[np.int32]) -> None:
-        """Say it when the last answer ends in a token at which the model will not stop when it is used."""
-        if not len(answered_T) or int(answered_T[-1]) in self.stops:
+        """Say it, where there is no --eos, when the last answer ends in a token at which the model will not stop."""
+        if self.answer_end is not None or not len(answered_T) or int(answered_T[-1]) in self.stops:
             return
         last = self.tokenizer.convert_ids_to_tokens(int(answered_T[-1]))
         found, wanted = (last, last) if last in self.chat.tokens else ("no special token", self.tokenizer.eos_token)
