@@ -1,11 +1,13 @@
 """Widths that torch's grouped_mm cannot run are told before anything is written, and an FFN can be padded exactly."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import edit_json, run_convert
@@ -13,10 +15,11 @@ from tests.drawn_adapters import draw_adapter
 from tests.merging import run_merge
 from tests.models import SMALL, draw_weights
 from tests.test_convert import assert_same_logits, load, tensors
+from tests.training import losses, run_train
 from upcycle.errors import UnsupportedError
 from upcycle.pipeline.locate import BUILT_IN
-from upcycle.pipeline.stages import plan, verify
-from upcycle.requests import Plan, Verify
+from upcycle.pipeline.stages import generate, plan, verify
+from upcycle.requests import Generate, Plan, Verify
 
 
 def save(directory: Path, **fields: int) -> Path:
@@ -104,3 +107,20 @@ def test_a_tokenizer_larger_than_the_embedding(copy_of: Callable[[Path], Path]) 
     edit_json(model / "tokenizer.json", added_tokens=tokenizer["added_tokens"])
     (told,) = warnings_of(model)
     assert told.startswith("the tokenizer has 2,051 tokens and the embedding 2,048 rows")
+
+
+def test_our_own_commands_run_what_grouped_mm_cannot(tmp_path: Path, text: Path) -> None:
+    """At 350 neurons a row has 700 bytes: transformers' default stops, generate and train choose eager themselves."""
+    dense = tmp_path / "dense"
+    shutil.copytree(BUILT_IN["demo:tiny"], dense)
+    edit_json(dense / "config.json", intermediate_size=350)
+    weights = load_file(dense / "model.safetensors")
+    for name in [name for name in weights if ".mlp." in name]:
+        axis = int("down_proj" in name)
+        weights[name] = weights[name].narrow(axis, 0, 350).contiguous()
+    save_file(weights, dense / "model.safetensors")
+    out = run_convert(dense, tmp_path / "moe")
+    with pytest.raises(RuntimeError, match="strides should be multiple of 16 bytes"):
+        AutoModelForCausalLM.from_pretrained(out)(torch.arange(8)[None])
+    assert generate(Generate(model=str(out), prompt="In the beginning", max_new_tokens=4))
+    assert len(losses(run_train(out, tmp_path / "trained", text, dtype="bf16", max_steps=2))) == 2

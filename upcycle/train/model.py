@@ -22,6 +22,7 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.errors import InputError
 from upcycle.moe.routing import Router, find_routers
+from upcycle.moe.widths import run_any_width
 from upcycle.requests.train import Train, TrainDtype, TrainedPart
 from upcycle.text.encode import token_id
 from upcycle.train.adapter import save_adapter, with_adapter
@@ -211,6 +212,8 @@ def _stock_model(source: Path, request: Train, dtype: torch.dtype) -> Any:
             )
     if request.load_in_4bit:
         check_four_bits(model, source)
+    if request.experts_implementation is None:
+        run_any_width(model)
     return model
 
 

@@ -13,6 +13,7 @@ from upcycle.checkpoint.adapter import ADAPTER_CONFIG
 from upcycle.checkpoint.reader import CONFIG_FILE, TOKENIZER_FILES, present_files
 from upcycle.errors import InputError
 from upcycle.moe.device import find_device
+from upcycle.moe.widths import run_any_width
 from upcycle.requests import Generate
 
 DTYPES: dict[str, Any] = {"auto": "auto", "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -57,6 +58,7 @@ def generate(directory: Path, request: Generate, show: Callable[[str], None], ba
         model = AutoModelForCausalLM.from_pretrained(
             base or directory, dtype=DTYPES[request.dtype], trust_remote_code=False, use_safetensors=True
         )
+        run_any_width(model)
         model.to(device)
     except (OSError, ValueError) as error:
         raise InputError(f"transformers cannot load this model ({error})", where=base or directory) from error
