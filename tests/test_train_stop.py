@@ -1,6 +1,5 @@
 """Whatever stops a training: what it saved is complete, and resumed it is the training that was not stopped."""
 
-import ctypes
 import errno
 import json
 import logging
@@ -25,10 +24,8 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from tests.conftest import contents
-from tests.test_faults import can_mount, mount
-from tests.test_interrupt import count_steps
+from tests.faults import FORKS, can_mount, count_steps, kill, limit_files, mount, own_mounts, preload
 from tests.training import (
-    FORKS,
     PATIENCE,
     Command,
     launched,
@@ -45,9 +42,7 @@ from upcycle.pipeline import stages
 from upcycle.requests import Plot
 from upcycle.train.saved.manifest import find_fault
 
-FORKS.set_forkserver_preload(
-    ["tests.test_checkpoints", "tests.test_train_stop", "upcycle.plan.compute", "upcycle.pipeline.stages"]
-)  # all tests'
+preload("tests.test_train_stop")
 
 STEPS = 8
 SHORT: dict[str, Any] = {
@@ -178,9 +173,6 @@ def test_killed_at_a_random_time(
 
 
 def kill_before(change: int, place: str) -> None:
-    def kill(_change: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
     count_steps(change, kill, place)
 
 
@@ -252,12 +244,6 @@ def test_all_checkpoints_are_damaged(
 # -- full disks --------------------------------------------------------------------------------------------------------
 
 
-def limit_files(size: int) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_a_limit_on_the_size_of_files(moe: Path, text: Path, whole: Callable[[str], Path], stopped: Path) -> None:
     words = train_words(moe, stopped, text, **SHORT, resume=True)
@@ -271,15 +257,9 @@ def test_a_limit_on_the_size_of_files(moe: Path, text: Path, whole: Callable[[st
     check_same(run_train(moe, stopped, text, **SHORT, resume=True), whole("f32"))
 
 
-def own_mounts() -> None:
-    """What is mounted from now on goes with this process."""
-    torch.set_num_threads(1)
-    assert ctypes.CDLL(None).unshare(0x20000) == 0  # linux/sched.h: CLONE_NEWNS
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-
-
 def on_a_small_disk(moe: Path, text: Path, whole: Path, place: Path, size: int) -> None:
     """Room for a checkpoint and a half."""
+    torch.set_num_threads(1)
     own_mounts()
     mount(place, f"size={size * 3 // 2}")
     with pytest.raises(StagingError) as caught:
@@ -294,6 +274,7 @@ def on_a_small_disk(moe: Path, text: Path, whole: Path, place: Path, size: int) 
 
 def with_full_metrics(moe: Path, text: Path, whole: Path, place: Path, size: int) -> None:
     """Someone else takes all the room between two checkpoints."""
+    torch.set_num_threads(1)
     own_mounts()
     mount(place, f"size={size * 4}")
 

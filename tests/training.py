@@ -1,7 +1,6 @@
 """Trainings of a few seconds: a small mixture of experts on real text, and what stops them."""
 
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tests.faults import FORKS
 from upcycle.pipeline import stages
 from upcycle.requests import Train
 from upcycle.train.watch.observer import TrainingObserver
@@ -24,8 +24,6 @@ TIMING = ("tokens_per_second", "mfu")
 
 PATIENCE = 120.0
 """Seconds after which what is waited for does not come."""
-
-FORKS = multiprocessing.get_context("forkserver")  # a process that has torch already
 
 
 def run_train(model: Path, out: Path, text: Path, *, observer: TrainingObserver | None = None, **fields: Any) -> Path:
