@@ -17,8 +17,8 @@ import pytest
 
 from tests.conftest import contents, run_convert
 from tests.faults import (
+    FORKS,
     KINDS,
-    UNSHARE,
     Disk,
     NoExchange,
     can_mount,
@@ -26,6 +26,8 @@ from tests.faults import (
     fail_everywhere,
     mount,
     no_sync,
+    own_mounts,
+    preload,
 )
 from tests.test_interrupt import JOURNAL, REQUEST, beside, journal, model_files
 from upcycle.checkpoint.journal import STATE_FILE, is_bookkeeping
@@ -33,6 +35,7 @@ from upcycle.checkpoint.place import REPLACED, staging_path
 from upcycle.errors import StagingError
 
 assert no_sync  # a fixture
+preload("tests.test_faults")
 pytestmark = pytest.mark.usefixtures("no_sync")
 
 KEPT = "; what is finished is kept in {}, and --resume continues from it"
@@ -353,6 +356,7 @@ def with_other_disks(model: Path, place: Path, new: Path) -> None:
     from upcycle.pipeline.stages import convert
     from upcycle.requests import Convert
 
+    own_mounts()
     scene = Scene(model, place / "moe", contents(new))
     scene.left = [None]
     mount(place, "ro")
@@ -385,7 +389,8 @@ def test_real_disks(tiny: Path, out: Path, new: dict[str, bytes], tmp_path: Path
     whole.mkdir()
     for name, data in new.items():
         (whole / name).write_bytes(data)
-    code = f"from tests.test_faults import *; with_other_disks(*map(Path, {[str(tiny), str(out.parent), str(whole)]}))"
-    done = subprocess.run([*UNSHARE, sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = FORKS.Process(target=with_other_disks, args=(tiny, out.parent, whole))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert list(out.parent.iterdir()) == []

@@ -35,6 +35,7 @@ from tests.training import (
     steps,
     told,
     train_words,
+    two_processes,
     wait_for,
 )
 from upcycle.errors import InputError, StagingError, UpcycleError
@@ -156,7 +157,7 @@ NAMES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 # -- SIGKILL -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_a_random_time(
     moe: Path, text: Path, whole: Callable[[str], Path], fields_of: Callable[[str], dict[str, Any]], tmp_path: Path,
@@ -176,7 +177,7 @@ def kill_before(change: int, place: str) -> None:
     count_steps(change, kill, place)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_killed_before_a_change_to_the_disk(
     moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path, seed: int
 ) -> None:
@@ -187,6 +188,7 @@ def test_killed_before_a_change_to_the_disk(
     check_same(run_train(moe, tmp_path / "out", text, **SHORT, resume=True), whole("f32"))
 
 
+@pytest.mark.slow  # it imports everything twice
 def test_the_command_line_itself_is_killed(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
     words = train_words(moe, tmp_path / "out", text, **SHORT)
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
@@ -405,9 +407,9 @@ def test_a_number_that_is_lost_while_training(
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "word", "kind"),
+    [(signal.SIGTERM, 143, "terminated", "f32"), (signal.SIGINT, 130, "interrupted", "lora")],
 )
-@pytest.mark.parametrize("kind", ["f32", "lora"])
 def test_a_signal(
     moe: Path, text: Path, whole: Callable[[str], Path], fields_of: Callable[[str], dict[str, Any]], tmp_path: Path,
     number: int, code: int, word: str, kind: str,
@@ -422,13 +424,33 @@ def test_a_signal(
     check_same(run_train(moe, out, text, **fields_of(kind), resume=True), whole(kind))
 
 
+def test_a_signal_to_one_of_two_processes(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
+    """They agree on the step after which they save, once."""
+    out = tmp_path / "out"
+    main, other = two_processes(train_words(moe, out, text, **{**SHORT, "batch_size": 1}), tmp_path)
+    other.wait_for_step(4)
+    other.send(signal.SIGTERM)
+    assert (main.end()[0], other.end()[0]) == (143, 143)
+    check_saved_once(out, main.heard.read_text() + other.heard.read_text())
+    run_train(moe, out, text, **SHORT, resume=True)
+    assert losses(out) == pytest.approx(losses(whole("f32")), rel=0, abs=1e-6)
+
+
+def check_saved_once(out: Path, said: str) -> None:
+    """The last step that was told is the one that is saved, by one of the processes."""
+    last = max(saved(out))
+    assert 4 <= last == steps(out) < STEPS
+    assert said.count(f"checkpoint-{last:06d} is saved") == 1
+    assert f"upcycle: terminated; step {last} is saved in {out}, --resume goes on from there\n" in said
+
+
 def children_of(number: int) -> list[str]:
     return Path(f"/proc/{number}/task/{number}/children").read_text().split()
 
 
+@pytest.mark.slow  # it imports everything in three processes
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
-def test_a_signal_to_one_of_two_processes(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
-    """They agree on the step after which they save, once."""
+def test_a_signal_to_one_of_two_that_accelerate_started(moe: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = launched(train_words(moe, out, text, **{**SHORT, "batch_size": 1}))
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
@@ -439,12 +461,7 @@ def test_a_signal_to_one_of_two_processes(moe: Path, text: Path, whole: Callable
         os.kill(workers[1], signal.SIGTERM)
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    last = max(saved(out))
-    assert 4 <= last == steps(out) < STEPS
-    assert said.count(f"checkpoint-{last:06d} is saved") == 1
-    assert f"upcycle: terminated; step {last} is saved in {out}, --resume goes on from there\n" in said
-    run_train(moe, out, text, **SHORT, resume=True)
-    assert losses(out) == pytest.approx(losses(whole("f32")), rel=0, abs=1e-6)
+    check_saved_once(out, said)
 
 
 def test_a_second_signal_stops_at_once(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
@@ -615,9 +632,9 @@ def test_trainer_logs_nan_as_zero(tmp_path: Path) -> None:
 
 def test_a_wrong_line_in_the_data_loses_no_step(moe: Path, tmp_path: Path) -> None:
     data = tmp_path / "late.jsonl"
-    data.write_text((json.dumps({"text": "In the beginning " * 40}) + "\n") * 300 + "{oops}\n")
-    with pytest.raises(InputError, match=r"late\.jsonl:301: not valid JSON"):
-        run_train(moe, tmp_path / "out", data, seq_len=512, batch_size=4, max_steps=300, shuffle=0, lr=1e-4)
+    data.write_text((json.dumps({"text": "In the beginning " * 40}) + "\n") * 40 + "{oops}\n")
+    with pytest.raises(InputError, match=r"late\.jsonl:41: not valid JSON"):
+        run_train(moe, tmp_path / "out", data, seq_len=128, batch_size=1, max_steps=300, shuffle=0, lr=1e-4)
     done = steps(tmp_path / "out")
     assert done > 1
     assert (tmp_path / "out" / f"checkpoint-{done:06d}" / "checkpoint.json").is_file()
