@@ -33,7 +33,7 @@ def _next(at: int, every: int, last: int) -> int:
 
 # -- processes that have imported everything ---------------------------------------------------------------------------
 
-FORKS = multiprocessing.get_context("forkserver")
+FORKS: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 _PRELOADED = ["upcycle.plan.compute", "upcycle.pipeline.stages"]
 
 
