@@ -632,9 +632,9 @@ def test_trainer_logs_nan_as_zero(tmp_path: Path) -> None:
 
 def test_a_wrong_line_in_the_data_loses_no_step(moe: Path, tmp_path: Path) -> None:
     data = tmp_path / "late.jsonl"
-    data.write_text((json.dumps({"text": "In the beginning " * 40}) + "\n") * 40 + "{oops}\n")
-    with pytest.raises(InputError, match=r"late\.jsonl:41: not valid JSON"):
-        run_train(moe, tmp_path / "out", data, seq_len=128, batch_size=1, max_steps=300, shuffle=0, lr=1e-4)
+    data.write_text((json.dumps({"text": "In the beginning " * 10}) + "\n") * 300 + "{oops}\n")
+    with pytest.raises(InputError, match=r"late\.jsonl:301: not valid JSON"):
+        run_train(moe, tmp_path / "out", data, seq_len=128, batch_size=4, max_steps=300, shuffle=0, lr=1e-4)
     done = steps(tmp_path / "out")
     assert done > 1
     assert (tmp_path / "out" / f"checkpoint-{done:06d}" / "checkpoint.json").is_file()
