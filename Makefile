@@ -7,6 +7,10 @@ LOWEST := build/lowest
 export HF_HUB_OFFLINE := 1
 export UPCYCLE_CACHE ?= build/cache
 
+# A worker for every core, each computing with one thread; whoever is idle takes tests of another.
+WORKERS ?= auto
+PYTEST := python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
 .PHONY: install demo test test-slow test-lowest interop lint docs bench clean
 
 install: $(VENV)/.installed
@@ -26,14 +30,14 @@ demo: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
 		--prompt "What is the capital of France?"
 
 test: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/$(PYTEST) -m "not slow and not gpu"
 
 test-slow: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/$(PYTEST) -m "slow and not gpu"
 
 # The fast tests on the oldest versions that pyproject.toml allows; a cache of its own, so that these versions fill it.
 test-lowest: $(LOWEST)/.installed $(ASSETS)/SmolLM2-135M-Instruct.gguf
-	UPCYCLE_CACHE=$(LOWEST)/cache $(LOWEST)/bin/python -m pytest -m "not slow and not gpu"
+	UPCYCLE_CACHE=$(LOWEST)/cache $(LOWEST)/bin/$(PYTEST) -m "not slow and not gpu"
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv --clear $(LOWEST)

@@ -8,7 +8,9 @@ import struct
 # Before any library that reads them is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("UPCYCLE_CACHE", "build/cache")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every child, so that all sum in the same order
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.assets import fetch
@@ -25,6 +28,9 @@ from tests.models import VARIANTS, save_dense
 from upcycle.pipeline.locate import locate
 
 ROOT = Path(__file__).parent.parent
+
+# `make test &` and nohup start it with Ctrl-C ignored, which every child would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
 settings.load_profile("repeatable")
@@ -41,6 +47,30 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 def client(hub: Hub, tmp_path: Path) -> Client:
     """A user of that Hub with an empty cache."""
     return Client(hub, tmp_path / "home")
+
+
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Return a function: a name and what fills a directory -> that directory, which all worker processes share.
+
+    The first worker that asks makes it; the others wait. Nobody may change what is in it.
+    """
+    place = tmp_path_factory.getbasetemp()
+    shared = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place  # each worker has a directory in it
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        directory, complete = shared / f"once-{name}", shared / f"once-{name}.complete"
+        with FileLock(shared / f"once-{name}.lock"):
+            if not complete.exists():
+                directory.mkdir()
+                make(directory)
+                complete.touch()
+        return directory
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -69,19 +99,24 @@ def tiny(dense: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
+def smollm2(once: Once) -> Path:
     """The real SmolLM2-135M-Instruct as a dequantised checkpoint directory, made by the command line."""
-    gguf = str(fetch(ROOT / "build/assets/SmolLM2-135M-Instruct.gguf"))
-    # In a process of its own: the GGUF reader leaves files open, which is an error here.
-    subprocess.run([sys.executable, "-m", "upcycle.cli", "plan", gguf], check=True, stdout=subprocess.DEVNULL)
-    return locate(gguf)
+    target = ROOT / "build/assets/SmolLM2-135M-Instruct.gguf"
+
+    def dequantise(_: Path) -> None:
+        # In a process of its own: the GGUF reader leaves files open, which is an error here.
+        command = [sys.executable, "-m", "upcycle.cli", "plan", str(fetch(target))]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    once("smollm2", dequantise)
+    return locate(str(target))
 
 
 @pytest.fixture(scope="session")
-def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def moe(once: Once) -> Path:
     """The built-in llama with four experts, routers drawn wide enough that their gradients differ."""
-    out = tmp_path_factory.mktemp("moe") / "moe"
-    return run_convert(Path("demo:tiny"), out, router_std=0.1, noise=0.1)
+    made = once("moe", lambda place: run_convert(Path("demo:tiny"), place / "moe", router_std=0.1, noise=0.1))
+    return made / "moe"
 
 
 @pytest.fixture(scope="session")

@@ -38,10 +38,10 @@ class Watcher:
 @pytest.mark.parametrize(
     ("name", "merged"),
     [
-        ("mixlora", "mixtral"),
+        pytest.param("mixlora", "mixtral", marks=pytest.mark.slow),
         ("camelidae-pesc", None),
         ("compact-granite", "granitemoeshared"),
-        ("compose-loras", "mixtral"),
+        pytest.param("compose-loras", "mixtral", marks=pytest.mark.slow),
     ],
 )
 def test_a_recipe_goes_through(

@@ -220,7 +220,7 @@ def test_the_fingerprint_is_of_the_weights_wherever_they_lie(tiny: Path, tmp_pat
 
 def test_a_base_on_the_hub_is_named_with_its_commit(tiny: Path, hub: Hub, client: Client, tmp_path: Path):
     repo = hub.repo("org/tiny", {path.name: path for path in tiny.iterdir()})
-    done = client.upcycle("attach", "org/tiny", str(tmp_path / "adapter"), "--experts", "4")
+    done = client.warm().run("attach", "org/tiny", str(tmp_path / "adapter"), "--experts", "4")
     assert done.returncode == 0, done.stderr
     said = config_of(tmp_path / "adapter")
     assert said["base_model_name_or_path"] == "org/tiny"
@@ -228,9 +228,9 @@ def test_a_base_on_the_hub_is_named_with_its_commit(tiny: Path, hub: Hub, client
     other = other_weights(tiny, tmp_path / "other")
     repo.commit({"model.safetensors": other / "model.safetensors"})
     merge = ("merge", str(tmp_path / "adapter"), str(tmp_path / "out"))
-    done = client.upcycle(*merge)  # at its own commit the base is the right one
+    done = client.warm().run(*merge)  # at its own commit the base is the right one
     assert "equal the base" in done.stderr
-    done = client.upcycle(*merge, "--base", "org/tiny")
+    done = client.warm().run(*merge, "--base", "org/tiny")
     assert "its weights differ" in done.stderr
     assert f"of org/tiny at revision {first}" in done.stderr
 
@@ -240,11 +240,11 @@ def test_an_adapter_on_the_hub(tiny: Path, hub: Hub, client: Client, tmp_path: P
     lora = save_lora(tiny, tmp_path / "lora")
     hub.repo("org/lora", {path.name: path for path in lora.iterdir()})
     words = ("--from-lora", "org/lora", "--from-lora", str(lora))
-    done = client.upcycle("attach", str(tiny), str(tmp_path / "adapter"), *words)
+    done = client.warm().run("attach", str(tiny), str(tmp_path / "adapter"), *words)
     assert done.returncode == 0, done.stderr
     assert "2 experts in each of 2 layers" in done.stdout
     hub.repo("org/adapter", {path.name: path for path in (tmp_path / "adapter").iterdir()})
-    done = client.upcycle("merge", "org/adapter", str(tmp_path / "out"), "--dtype", "f32")
+    done = client.warm().run("merge", "org/adapter", str(tmp_path / "out"), "--dtype", "f32")
     assert done.returncode == 0, done.stderr
     assert "verified" in done.stdout
 

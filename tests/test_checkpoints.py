@@ -6,11 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import contents
-from tests.test_faults import Disk, can_mount, mount
-from tests.test_interrupt import FORKS, count_steps, no_sync
+from tests.faults import (
+    FORKS,
+    Disk,
+    NoExchange,
+    can_mount,
+    every,
+    fail_everywhere,
+    kill_everywhere,
+    limit_files,
+    mount,
+    no_sync,
+    own_mounts,
+    preload,
+)
 from upcycle.checkpoint.header import read_header
 from upcycle.errors import CheckpointError, InputError, StagingError
 from upcycle.train.saved.checkpoints import Run, open_run
@@ -30,9 +41,7 @@ from upcycle.train.saved.manifest import find_fault, read_manifest
 from upcycle.train.saved.tensors import DTYPES, load_tensors, save_tensors
 
 assert no_sync  # a fixture
-FORKS.set_forkserver_preload(
-    ["tests.test_checkpoints", "upcycle.plan.compute", "upcycle.pipeline.stages"]
-)  # all tests'
+preload("tests.test_checkpoints")
 pytestmark = pytest.mark.usefixtures("no_sync")
 
 FINGERPRINT: dict[str, Any] = {
@@ -629,48 +638,49 @@ def copies(out: Path) -> Callable[[], Path]:
 Work = Callable[[Path], None]
 
 
-def fail_everywhere(copies: Callable[[], Path], kind: str, work: Work, check: Work, *, lasting: bool = True) -> int:
-    """Let every call of a kind fail in turn; return how many stopped the work."""
-    at = failed = 0
-    while True:
-        at += 1
-        out = copies()
-        disk = Disk(out, kind, at, lasting)
-        with disk.installed():
-            said = failure(work, out)
-        if said is None and not disk.fired:
-            return failed
-        if said is not None:
-            assert disk.fired
+def fail_everywhere_in(
+    copies: Callable[[], Path], kind: str, work: Work, check: Work, every: int, *, lasting: bool = True
+) -> int:
+    """Let calls of a kind fail in turn, in a run that begins as `copies` lays it out."""
+    out = copies()
+
+    def checked(error: Exception | None, disk: Disk) -> None:
+        if error is not None:
+            said = str(error)
+            assert type(error) is StagingError, repr(error)
             assert os.strerror(disk.code) in said or "could be neither replaced nor put back" in said
             assert "\n" not in said
-            failed += 1
         check(out)
+
+    return fail_everywhere(copies, partial(work, out), checked, kind, every=every, lasting=lasting)
 
 
 FAULTS = {"open": 20, "write": 9, "fsync": 14, "rename": 5, "mkdir": 2, "remove": 1}
 """Kind -> how many of its calls stop the run, at least: fewer would mean that the faults no longer reach it."""
 
 
+@every
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_call_that_fails_once(copies: Callable[[], Path], kind: str) -> None:
-    assert fail_everywhere(copies, kind, go_on, check_sound, lasting=False) >= FAULTS[kind]
+def test_a_call_that_fails_once(copies: Callable[[], Path], kind: str, every: int) -> None:
+    assert fail_everywhere_in(copies, kind, go_on, check_sound, every, lasting=False) >= FAULTS[kind] // every
 
 
+@every
 @pytest.mark.parametrize(("kind", "least"), [("space", 14), ("any", 50)])
-def test_a_disk_that_fails_for_good(copies: Callable[[], Path], kind: str, least: int) -> None:
-    assert fail_everywhere(copies, kind, go_on, check_sound) >= least
+def test_a_disk_that_fails_for_good(copies: Callable[[], Path], kind: str, least: int, every: int) -> None:
+    assert fail_everywhere_in(copies, kind, go_on, check_sound, every) >= least // every
 
 
+@every
 @pytest.mark.parametrize("exchange", [True, False])
 @pytest.mark.parametrize(("kind", "lasting"), [("any", True), ("rename", True), ("rename", False)])
 def test_replacing_fails(
-    copies: Callable[[], Path], kind: str, lasting: bool, exchange: bool, monkeypatch: pytest.MonkeyPatch
+    copies: Callable[[], Path], kind: str, lasting: bool, exchange: bool, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
-    failed = fail_everywhere(copies, kind, replace, check_replaced, lasting=lasting)
-    assert failed >= (25 if kind == "any" else 0 if exchange else 2)
+        monkeypatch.setattr(ctypes, "CDLL", NoExchange)
+    stopped = fail_everywhere_in(copies, kind, replace, check_replaced, every, lasting=lasting)
+    assert stopped >= (25 if kind == "any" else 0 if exchange else 2) // every
 
 
 def test_a_disk_that_gives_back_other_bytes(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -682,51 +692,42 @@ def test_a_disk_that_gives_back_other_bytes(two: Path, monkeypatch: pytest.Monke
     assert contents(two) == before
 
 
-def _until(step: int, work: Work, out: Path, exchange: bool) -> None:
-    def kill(_step: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if not exchange:
-        ctypes.CDLL = lambda _name: object()  # type: ignore[assignment,misc]
-    count_steps(step, kill, str(out))
-    work(out)
-
-
-def kill_everywhere(copies: Callable[[], Path], work: Work, check: Work, *, exchange: bool = True) -> int:
-    """Kill the work before every change to the disk in turn; return how many different directories that left."""
+def kill_everywhere_in(
+    copies: Callable[[], Path], work: Work, check: Work, every: int, *, exchange: bool = True
+) -> int:  # fmt: skip
+    """Kill the work before its changes to the disk; return how many different directories that left."""
     seen: set[frozenset[str]] = set()
-    step = 0
-    while True:
-        step += 1
-        out = copies()
-        process = FORKS.Process(target=_until, args=(step, work, out, exchange))
-        process.start()
-        process.join()
-        if process.exitcode == 0:
-            return len(seen)
-        assert process.exitcode == -signal.SIGKILL
+
+    def checked(out: Path) -> None:
         seen.add(frozenset(contents(out)))
         check(out)
 
+    kill_everywhere(copies, work, checked, every=every, exchange=exchange)
+    return len(seen)
 
-def test_killed_at_any_step(copies: Callable[[], Path]) -> None:
+
+@every
+def test_killed_at_any_step(copies: Callable[[], Path], every: int) -> None:
     """Also while the model is put in place, and while the older checkpoints are removed."""
-    assert kill_everywhere(copies, go_on, check_sound) > 15
+    assert kill_everywhere_in(copies, go_on, check_sound, every) > (15 if every == 1 else 5)
 
 
-def test_killed_while_overwriting(copies: Callable[[], Path]) -> None:
+@every
+def test_killed_while_overwriting(copies: Callable[[], Path], every: int) -> None:
     def finished() -> Path:
         out = copies()
         with opening(out, resume=True) as run:
             run.finish(out / "checkpoint-000200", MODEL)
         return out
 
-    assert kill_everywhere(finished, start_again, check_started_again) > 8
+    assert kill_everywhere_in(finished, start_again, check_started_again, every) > (8 if every == 1 else 3)
 
 
+@every
 @pytest.mark.parametrize("exchange", [True, False])
-def test_killed_while_replacing(copies: Callable[[], Path], exchange: bool) -> None:
-    assert kill_everywhere(copies, replace, check_replaced, exchange=exchange) > 6
+def test_killed_while_replacing(copies: Callable[[], Path], exchange: bool, every: int) -> None:
+    seen = kill_everywhere_in(copies, replace, check_replaced, every, exchange=exchange)
+    assert seen > (6 if every == 1 else 2)
 
 
 # -- disks that are really full, each met by a process of its own ------------------------------------------------------
@@ -740,9 +741,7 @@ def in_process(task: Callable[[Path], None], path: Path) -> int | None:
 
 
 def _with_a_limit(out: Path) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000))
+    limit_files(3_000)
     assert failure(go_on, out) == (
         f"{out}/checkpoint-000300: {os.strerror(errno.EFBIG)}; "
         "checkpoint-000200 is kept, and --resume continues from it"
@@ -767,8 +766,7 @@ def filled(place: Path, left: int) -> Iterator[None]:
 
 def _with_full_disks(place: Path) -> None:
     """More and more space is left, in a mount namespace that goes with this process, until it suffices."""
-    assert ctypes.CDLL(None).unshare(0x20000) == 0  # linux/sched.h: CLONE_NEWNS
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    own_mounts()
     mount(place, "size=512k")
     make_two(place / "run")
     said = []

@@ -283,14 +283,14 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 @pytest.mark.parametrize("value", ["32", -32, 0, True, 2**31, 10**400, 32.0, 1e300, [32], {}], ids=lambda v: str(v)[:9])
-@pytest.mark.parametrize("name", SIZES)
-def test_sizes_must_be_sizes(name: str, value: Any) -> None:
-    assert f"{name} = {ascii(value)[:60]}: expected a size" in refused({**LLAMA, name: value}).what
+def test_sizes_must_be_sizes(value: Any) -> None:
+    for name in SIZES:
+        assert f"{name} = {ascii(value)[:60]}: expected a size" in refused({**LLAMA, name: value}).what
 
 
-@pytest.mark.parametrize("name", [name for name in SIZES if name != "head_dim"])
-def test_sizes_must_not_be_null(name: str) -> None:
-    assert str(refused({**LLAMA, name: None})) == f"config.json: {name} is null"
+def test_sizes_must_not_be_null() -> None:
+    for name in (name for name in SIZES if name != "head_dim"):
+        assert str(refused({**LLAMA, name: None})) == f"config.json: {name} is null"
 
 
 @pytest.mark.parametrize(

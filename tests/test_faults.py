@@ -2,138 +2,45 @@
 
 import ctypes
 import errno
-import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import pytest
 
 from tests.conftest import contents, run_convert
-from tests.test_interrupt import JOURNAL, REQUEST, beside, journal, model_files, no_sync
+from tests.faults import (
+    FORKS,
+    KINDS,
+    Disk,
+    NoExchange,
+    can_mount,
+    every,
+    fail_everywhere,
+    mount,
+    no_sync,
+    own_mounts,
+    preload,
+)
+from tests.test_interrupt import JOURNAL, REQUEST, beside, journal, model_files
 from upcycle.checkpoint.journal import STATE_FILE, is_bookkeeping
 from upcycle.checkpoint.place import REPLACED, staging_path
 from upcycle.errors import StagingError
 
 assert no_sync  # a fixture
+preload("tests.test_faults")
 pytestmark = pytest.mark.usefixtures("no_sync")
 
-REAL_OPEN = io.open
 KEPT = "; what is finished is kept in {}, and --resume continues from it"
 IN_PLACE = "is complete and in place, but the disk failed afterwards"
 MOVED = "could be neither replaced nor put back"
-
-# -- a disk that fails ------------------------------------------------------------------------------------------------
-
-CODES = {
-    "open": (errno.ENOSPC, errno.EIO, errno.EROFS),
-    "write": (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT),
-    "copy_file_range": (errno.EIO, errno.ENOSPC, errno.EFBIG, errno.EDQUOT),
-    "fsync": (errno.EIO, errno.ENOSPC, errno.EDQUOT),
-    "truncate": (errno.EFBIG, errno.EIO),
-    "rename": (errno.EIO, errno.ENOSPC, errno.EROFS),
-    "mkdir": (errno.ENOSPC, errno.EROFS, errno.EDQUOT),
-    "remove": (errno.EIO, errno.EROFS),
-    "space": (errno.ENOSPC, errno.EDQUOT),
-    "any": (errno.EROFS, errno.EIO),
-}
-"""Kind of call -> the errors that it is given, in turn."""
-
-KINDS = {
-    **{kind: {kind} for kind in CODES},
-    "space": {"write", "copy_file_range", "mkdir"},  # the disk is full, but removes and renames
-    "any": set(CODES),  # the disk is gone, or was made read-only by its driver
-}
-
-
-@dataclass
-class Disk:
-    """What lies below `place`, on a disk that fails at the call number `at` of a kind; for good, if `lasting`."""
-
-    place: Path
-    kind: str
-    at: int
-    lasting: bool = False
-    greedy: bool = True  # whether a write takes all that it is given
-    count: int = 0
-    fired: bool = False
-    guard: Lock = field(default_factory=Lock)
-
-    @property
-    def code(self) -> int:
-        return CODES[self.kind][self.at % len(CODES[self.kind])]
-
-    def meet(self, kind: str, *paths: Any) -> None:
-        """Count a call, and fail if it is its turn; the error names files where the kernel's would."""
-        if kind not in KINDS[self.kind] or (paths and not any(self.holds(path) for path in paths)):
-            return
-        with self.guard:
-            self.count += 1
-            fails = self.count == self.at or (self.lasting and self.count > self.at)
-            self.fired |= fails
-        if fails:
-            raise OSError(self.code, os.strerror(self.code), *map(os.fspath, paths[:1]))
-
-    def holds(self, path: Any) -> bool:
-        return not isinstance(path, int) and Path(path).is_relative_to(self.place)
-
-    def open(self, file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **words: Any) -> Any:
-        """As io.open; the bytes of a file for writing go through this disk."""
-        if not self.holds(file) or not set(mode) & set("wax+"):
-            return REAL_OPEN(file, mode, buffering, *rest, **words)
-        self.meet("open", file)
-        raw = Raw(file, mode)
-        raw.disk = self
-        if buffering == 0:
-            return raw
-        return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Let this process meet this disk."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(io, "open", self.open)
-            patch.setattr(os, "fsync", lambda _descriptor: self.meet("fsync"))
-            patch.setattr(os, "copy_file_range", self._failing("copy_file_range", os.copy_file_range, 0))
-            for name, kind, paths in (
-                ("open", "open", 1), ("rename", "rename", 2), ("replace", "rename", 2), ("mkdir", "mkdir", 1),
-                ("unlink", "remove", 1), ("rmdir", "remove", 1),
-            ):  # fmt: skip
-                patch.setattr(os, name, self._failing(kind, getattr(os, name), paths))
-            yield
-
-    def _failing(self, kind: str, real: Callable[..., Any], paths: int) -> Callable[..., Any]:
-        def call(*args: Any, **words: Any) -> Any:
-            self.meet(kind, *args[:paths])
-            return real(*args, **words)
-
-        return call
-
-
-class Raw(io.FileIO):
-    """A file on a failing disk. Where it becomes full, the last write takes half of what it is given."""
-
-    disk: Disk
-
-    def write(self, data: Any) -> int:
-        self.disk.meet("write")
-        view = memoryview(data).cast("B")
-        full = self.disk.kind == "write" and self.disk.count + 1 == self.disk.at
-        return super().write(view if self.disk.greedy and not full else view[: max(1, len(view) // 2)])
-
-    def truncate(self, size: int | None = None) -> int:
-        self.disk.meet("truncate")
-        return super().truncate(size)
-
 
 # -- what is converted, and what must hold ----------------------------------------------------------------------------
 
@@ -205,26 +112,22 @@ class Scene:
         assert beside(self.out) == set()
 
 
-def fail_everywhere(scene: Scene, kind: str, *, lasting: bool) -> int:
-    """Let every call of a kind fail in turn, until a conversion meets none that does; return how many failed it."""
-    at = failed = 0
-    while True:
-        at += 1
+def fail_everywhere_in(scene: Scene, kind: str, every: int, *, lasting: bool) -> int:
+    """Let calls of a kind fail in turn, in conversions that begin as the scene does."""
+
+    def prepare() -> Path:
         scene.prepare()
-        disk = Disk(scene.out.parent, kind, at, lasting)
-        try:
-            with disk.installed():
-                scene.run()
-        except Exception as error:
-            assert disk.fired, f"call {at} of {kind}"
-            scene.check_failed(error, disk.code, can_remove="remove" not in KINDS[kind])
-            scene.check_mended()
-            failed += 1
-        else:
+        return scene.out.parent
+
+    def check(error: Exception | None, disk: Disk) -> None:
+        if error is None:
             assert contents(scene.out) == scene.new
             assert beside(scene.out) == set()
-            if not disk.fired:
-                return failed
+        else:
+            scene.check_failed(error, disk.code, can_remove="remove" not in KINDS[kind])
+            scene.check_mended()
+
+    return fail_everywhere(prepare, scene.run, check, kind, every=every, lasting=lasting)
 
 
 @pytest.fixture
@@ -266,7 +169,7 @@ def fresh(tiny: Path, out: Path, new: dict[str, bytes]) -> Scene:
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A C library without renameat2."""
-    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+    monkeypatch.setattr(ctypes, "CDLL", NoExchange)
 
 
 # -- every call, in turn ----------------------------------------------------------------------------------------------
@@ -275,35 +178,39 @@ LEAST = {"open": 30, "write": 15, "copy_file_range": 25, "fsync": 18, "truncate"
 """Kind -> how many of its calls fail a conversion, at least: fewer would mean that the faults no longer reach it."""
 
 
+@every
 @pytest.mark.parametrize("kind", LEAST)
-def test_a_call_that_fails_once(scene: Scene, kind: str) -> None:
-    assert fail_everywhere(scene, kind, lasting=False) >= LEAST[kind]
+def test_a_call_that_fails_once(scene: Scene, kind: str, every: int) -> None:
+    assert fail_everywhere_in(scene, kind, every, lasting=False) >= LEAST[kind] // every
 
 
+@every
 @pytest.mark.parametrize(("kind", "least"), [("space", 40), ("any", 100)])
-def test_a_disk_that_fails_for_good(scene: Scene, kind: str, least: int) -> None:
-    assert fail_everywhere(scene, kind, lasting=True) >= least
+def test_a_disk_that_fails_for_good(scene: Scene, kind: str, least: int, every: int) -> None:
+    assert fail_everywhere_in(scene, kind, every, lasting=True) >= least // every
 
 
 @pytest.mark.parametrize("lasting", [False, True])
 def test_a_rename_that_fails(fresh: Scene, lasting: bool) -> None:
-    assert fail_everywhere(fresh, "rename", lasting=lasting) == 1
+    assert fail_everywhere_in(fresh, "rename", 1, lasting=lasting) == 1
 
 
 @pytest.mark.usefixtures("no_exchange")
 @pytest.mark.parametrize(("kind", "lasting"), [("rename", False), ("rename", True), ("remove", True)])
 def test_overwriting_by_two_renames(fresh: Scene, old: dict[str, bytes], kind: str, lasting: bool) -> None:
-    assert fail_everywhere(replace(fresh, old=old), kind, lasting=lasting) >= 2
+    assert fail_everywhere_in(replace(fresh, old=old), kind, 1, lasting=lasting) >= 2
 
 
+@every
 @pytest.mark.parametrize(("kind", "least"), [("write", 15), ("remove", 5)])
-def test_parts(fresh: Scene, kind: str, least: int) -> None:
-    assert fail_everywhere(replace(fresh, parts=("1/2", "2/2")), kind, lasting=True) >= least
+def test_parts(fresh: Scene, kind: str, least: int, every: int) -> None:
+    assert fail_everywhere_in(replace(fresh, parts=("1/2", "2/2")), kind, every, lasting=True) >= least // every
 
 
-def test_computed_tensors(fresh: Scene, made: Callable[..., dict[str, bytes]]) -> None:
+@every
+def test_computed_tensors(fresh: Scene, made: Callable[..., dict[str, bytes]], every: int) -> None:
     noisy = replace(fresh, fields={**REQUEST, "noise": 0.1}, new=made(noise=0.1))
-    assert fail_everywhere(noisy, "write", lasting=True) >= 27
+    assert fail_everywhere_in(noisy, "write", every, lasting=True) >= 27 // every
 
 
 def test_short_writes(fresh: Scene, made: Callable[..., dict[str, bytes]]) -> None:
@@ -354,16 +261,17 @@ def cut_off_after_the_rename(scene: Scene) -> None:
     assert (staging_path(scene.out) / "config.json").exists()
 
 
+@every
 @pytest.mark.parametrize("before", [full_at_the_last_shard, cut_off_after_the_rename])
 @pytest.mark.parametrize("resume", [True, False], ids=["resume", "again"])
 def test_a_second_fault(
-    fresh: Scene, old: dict[str, bytes], before: Callable[[Scene], None], resume: bool
+    fresh: Scene, old: dict[str, bytes], before: Callable[[Scene], None], resume: bool, every: int
 ) -> None:  # fmt: skip
     """While it is resumed, and while it starts again, which clears what the first fault left."""
     again = replace(fresh, old=old, before=before, resume=resume)
     if before is cut_off_after_the_rename and not resume:
         again = replace(again, now=again.new)
-    assert fail_everywhere(again, "any", lasting=True) > 10
+    assert fail_everywhere_in(again, "any", every, lasting=True) > 10 // every
 
 
 def test_a_full_disk_costs_no_finished_shard(fresh: Scene) -> None:
@@ -409,12 +317,7 @@ def test_exit_code(
     fresh.check_mended()
 
 
-LIMITED = """
-import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-from upcycle.cli.main import main
-main()
-"""
+LIMITED = "from tests.faults import *; limit_files(10_000); from upcycle.cli.main import main; main()"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
@@ -439,18 +342,7 @@ def test_a_full_standard_output(fresh: Scene) -> None:
     assert contents(fresh.out) == fresh.new
 
 
-# -- disks that are really full or read-only, in a mount namespace that goes with its process --------------------------
-
-UNSHARE = ["unshare", "--mount", "--propagation", "private"]
-
-
-def mount(place: Path, options: str) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
-
-
-def can_mount() -> bool:
-    trial = [*UNSHARE, "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
-    return bool(shutil.which("unshare")) and subprocess.run(trial, capture_output=True).returncode == 0
+# -- disks that are really full or read-only --------------------------------------------------------------------------
 
 
 def fails_with(scene: Scene, code: int) -> None:
@@ -464,6 +356,7 @@ def with_other_disks(model: Path, place: Path, new: Path) -> None:
     from upcycle.pipeline.stages import convert
     from upcycle.requests import Convert
 
+    own_mounts()
     scene = Scene(model, place / "moe", contents(new))
     scene.left = [None]
     mount(place, "ro")
@@ -496,7 +389,8 @@ def test_real_disks(tiny: Path, out: Path, new: dict[str, bytes], tmp_path: Path
     whole.mkdir()
     for name, data in new.items():
         (whole / name).write_bytes(data)
-    code = f"from tests.test_faults import *; with_other_disks(*map(Path, {[str(tiny), str(out.parent), str(whole)]}))"
-    done = subprocess.run([*UNSHARE, sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = FORKS.Process(target=with_other_disks, args=(tiny, out.parent, whole))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert list(out.parent.iterdir()) == []

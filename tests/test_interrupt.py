@@ -3,20 +3,22 @@
 import ctypes
 import errno
 import json
-import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import contents, edit_json, run_convert
+from tests.faults import NoExchange, every, kill_everywhere, killed_at, no_sync, preload
 from tests.models import SMOLLM2_135M, save_header
 from upcycle.checkpoint import writer
 from upcycle.checkpoint.journal import STATE_FILE, Part, is_bookkeeping
@@ -28,14 +30,10 @@ from upcycle.errors import CheckpointError, InputError, StagingError
 REQUEST: dict[str, Any] = {"experts": 2, "max_shard_size": "13KB", "workers": 1}
 """Five shards of the plain llama."""
 
-CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "ctypes.dlopen"}
-"""Audit events before which a conversion is stopped, where they concern the directory of OUT; the last one comes
-before the exchange of two directories. `fsync` and `copy_file_range`, which have no events, are counted as well."""
-
 JOURNAL = Part().journal
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.test_interrupt", "upcycle.plan.compute", "upcycle.pipeline.stages"])
+assert no_sync  # a fixture
+preload("tests.test_interrupt")
 
 
 @pytest.fixture
@@ -60,10 +58,10 @@ def interrupted(tiny: Path, out: Path) -> Path:
 
 def kill_in_the_middle(model: Path, out: Path) -> Path:
     """Kill a conversion after two shards at least; return the staging directory."""
-    step = 0
+    step = 60  # of 96
     while len(journal(out)) < 2:
+        assert killed_at(step, partial(convert_in, model, {"overwrite": True, **REQUEST}), out.parent) is None
         step += 5
-        assert convert_until(step, model, out, {"overwrite": True, **REQUEST}) == -signal.SIGKILL
     return staging_path(out)
 
 
@@ -83,73 +81,43 @@ def beside(out: Path) -> set[str]:
     return {path.name for path in out.parent.iterdir()} - {out.name}
 
 
-def spared_disk(_descriptor: int) -> None:
-    """In place of fsync where hundreds of conversions are killed: SIGKILL loses nothing that was written."""
-
-
-@pytest.fixture
-def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", spared_disk)
-
-
 # -- stopping at a step -----------------------------------------------------------------------------------------------
 
 
-def convert_until(step: int, model: Path, out: Path, fields: dict[str, Any]) -> int | None:
-    """Convert in another process, which kills itself before its step number `step`; return its exit code."""
-    process = FORKS.Process(target=_convert_until, args=(step, model, out, fields))
-    process.start()
-    process.join()
-    return process.exitcode
+def convert_in(model: Path, fields: dict[str, Any], place: Path) -> None:
+    """Convert below `place`."""
+    run_convert(model, place / "moe", **fields)
 
 
-def _convert_until(step: int, model: Path, out: Path, fields: dict[str, Any]) -> None:
-    def kill(_step: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+def kill_everywhere_in(
+    model: Path, out: Path, check: Callable[[], None], every: int, old: dict[str, bytes] | None = None, **fields: Any
+) -> int:
+    """Kill conversions into `out`, which holds `old` at first; return how many changes to the disk one makes."""
 
-    count_steps(step, kill, str(out.parent))
-    run_convert(model, out, **fields)
+    def prepare() -> Path:
+        _lay_out(out, old)
+        return out.parent
 
-
-def count_steps(step: int, act: Callable[[int], None], place: str) -> None:
-    """Call `act` before the change to the disk number `step`. There is no way back: for processes that end."""
-    count = 0
-
-    def advance() -> None:
-        nonlocal count
-        count += 1
-        if count == step:
-            act(count)
-
-    def audit(event: str, args: tuple[Any, ...]) -> None:
-        concerned = event == "ctypes.dlopen" or any(isinstance(arg, str | Path) and place in str(arg) for arg in args)
-        if event in CHANGES and concerned:
-            advance()
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            advance()
-            return function(*args)
-
-        return call
-
-    def in_pieces(source: int, target: int, size: int, source_offset: int, target_offset: int) -> int:
-        return int(pieces(source, target, min(size, 5000), source_offset, target_offset))
-
-    pieces = counted(os.copy_file_range)
-    os.copy_file_range = in_pieces  # type: ignore[assignment]
-    os.fsync = counted(spared_disk)
-    sys.addaudithook(audit)
+    work = partial(convert_in, model, {**REQUEST, **fields})
+    return kill_everywhere(prepare, work, lambda _: check(), every=every)
 
 
+def _lay_out(out: Path, files: dict[str, bytes] | None) -> None:
+    shutil.rmtree(out.parent)
+    out.parent.mkdir()
+    if files is not None:
+        out.mkdir()
+        for name, data in files.items():
+            (out / name).write_bytes(data)
+
+
+@every
 @pytest.mark.usefixtures("no_sync")
-def test_killed_at_any_step(tiny: Path, out: Path, finished: dict[str, bytes]) -> None:
-    step = 0
+def test_killed_at_any_step(tiny: Path, out: Path, finished: dict[str, bytes], every: int) -> None:
     unfinished = 0
-    while True:
-        step += 1
-        if convert_until(step, tiny, out, REQUEST) == 0:
-            break
+
+    def check() -> None:
+        nonlocal unfinished
         if out.exists() and not (out / STATE_FILE).exists():  # only directories were still to be synced
             assert contents(out) == finished
         else:
@@ -158,48 +126,50 @@ def test_killed_at_any_step(tiny: Path, out: Path, finished: dict[str, bytes]) -
                 assert model_files(out) == finished
             elif has_begun(out):
                 unfinished += 1
-                with pytest.raises(InputError) as caught:
-                    run_convert(tiny, out, **REQUEST)
-                assert str(caught.value) == (
-                    f"{staging_path(out)}: an unfinished output is there; "
-                    "--resume continues it, --overwrite starts again"
-                )
+                check_refused(tiny, out)
             run_convert(tiny, out, resume=True, **REQUEST)
             assert contents(out) == finished
         assert beside(out) == set()
-        _remove(out)
-    assert contents(out) == finished
-    assert unfinished > 60, "the steps should be many"
+
+    assert kill_everywhere_in(tiny, out, check, every) > 70
+    assert unfinished > 60 // every, "the steps should be many"
 
 
+def check_refused(model: Path, out: Path) -> None:
+    """Without an option, what is unfinished is left alone."""
+    with pytest.raises(InputError) as caught:
+        run_convert(model, out, **REQUEST)
+    assert str(caught.value) == (
+        f"{staging_path(out)}: an unfinished output is there; --resume continues it, --overwrite starts again"
+    )
+
+
+@every
 @pytest.mark.usefixtures("no_sync")
-def test_killed_at_any_step_of_overwriting(tiny: Path, out: Path, finished: dict[str, bytes]) -> None:
+def test_killed_at_any_step_of_overwriting(tiny: Path, out: Path, finished: dict[str, bytes], every: int) -> None:
     """The old output stays whole until the new one takes its place; afterwards the next run clears up."""
-    earlier = {"experts": 3, "workers": 1}
-    run_convert(tiny, out, **earlier)
-    old = contents(out)
-    step = 0
-    swapped = 0
-    while convert_until(step := step + 1, tiny, out, {"overwrite": True, **REQUEST}) != 0:
+    old = contents(run_convert(tiny, out, experts=3, workers=1))
+    checked = swapped = 0
+
+    def check() -> None:
+        nonlocal checked, swapped
         assert beside(out) <= {"moe.partial"}
         swapped += model_files(out) == finished
         assert model_files(out) in (old, finished)
-        run_convert(tiny, out, overwrite=True, resume=step % 2 == 0, **REQUEST)
+        checked += 1
+        run_convert(tiny, out, overwrite=True, resume=checked % 2 == 0, **REQUEST)
         assert contents(out) == finished
         assert beside(out) == set()
-        run_convert(tiny, out, overwrite=True, **earlier)
-        assert contents(out) == old
-    assert contents(out) == finished
-    assert step > 60
-    assert swapped > len(old), "the deletion of the old output should have been interrupted too"
+
+    assert kill_everywhere_in(tiny, out, check, every, old, overwrite=True) > 60
+    assert swapped > len(old) // every, "the deletion of the old output should have been interrupted too"
 
 
 @pytest.mark.usefixtures("no_sync")
 def test_killed_and_killed_again_while_resuming(tiny: Path, out: Path, finished: dict[str, bytes]) -> None:
     step, runs = 20, 0
     done: list[str] = []
-    while (code := convert_until(step, tiny, out, {"resume": True, **REQUEST})) != 0:
-        assert code == -signal.SIGKILL
+    while killed_at(step, partial(convert_in, tiny, {"resume": True, **REQUEST}), out.parent) is None:
         if out.exists():  # renamed
             assert model_files(out) == finished
             break
@@ -264,8 +234,6 @@ def test_a_torn_last_line_of_the_journal(
 
 
 def test_a_journal_cut_anywhere(tiny: Path, out: Path, interrupted: Path, finished: dict[str, bytes]) -> None:
-    import shutil
-
     saved = out.parent.parent / "saved"
     interrupted.rename(saved)
     cuts = [(name, whole[:n]) for name in (STATE_FILE, JOURNAL) for whole in [(saved / name).read_bytes()]
@@ -521,14 +489,7 @@ def test_overwriting_where_directories_cannot_be_exchanged(
     tiny: Path, out: Path, finished: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_convert(tiny, out, experts=3)
-
-    class OldLibrary:
-        """A C library without renameat2."""
-
-        def __init__(self, _name: None) -> None:
-            pass
-
-    monkeypatch.setattr(ctypes, "CDLL", OldLibrary)
+    monkeypatch.setattr(ctypes, "CDLL", NoExchange)
     assert contents(run_convert(tiny, out, overwrite=True, **REQUEST)) == finished
     assert beside(out) == set()
 
@@ -544,12 +505,7 @@ WORDS = ("--experts", "2", "--noise", "0.1", "--workers", "1", "--max-shard-size
 @contextmanager
 def running(model: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """The real command, with two shards written and many to come."""
-    # Under a shell's `&` Ctrl-C is ignored, and children inherit that.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from upcycle.cli.main import main; main()"
-    )
-    command = [sys.executable, "-c", code, "convert", str(model), str(out), *WORDS]
+    command = [sys.executable, "-m", "upcycle.cli", "convert", str(model), str(out), *WORDS]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while len(journal(out)) < 2:

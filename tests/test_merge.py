@@ -393,6 +393,7 @@ def test_smollm2_with_rounding_is_a_note(smollm2: Path, tmp_path: Path) -> None:
     assert (verdicts["rounding"], verdicts["function"], verdicts["logits"]) == ("note", "note", "ok")
 
 
+@pytest.mark.slow
 def test_a_rounded_merge_that_computes_something_else_is_not_put_in_place(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

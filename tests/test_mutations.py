@@ -1,6 +1,7 @@
 """Thousands of damaged files: whatever safetensors refuses is refused, and what is accepted means the same to both.
 
-Hypothesis draws the damage, the same in every run. `safetensors` is asked for everything that it does with a file.
+Hypothesis draws the damage, the same in every run; the fast tests take a seventh of it. `safetensors` is asked for
+everything that it does with a file.
 """
 
 import json
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 
 from tests.conftest import raw_safetensors
+from tests.faults import every
 from tests.models import SMALL, save_header
 from upcycle.checkpoint.header import MAX_METADATA, Header, build_header, read_header, tensor_bytes
 from upcycle.checkpoint.reader import open_checkpoint
@@ -162,17 +164,18 @@ def damaged(data: bytes, steps: list[tuple[str, int, int, bytes]]) -> bytes:
     return data
 
 
-def test_damaged_bytes(tmp_path: Path) -> None:
+@every
+def test_damaged_bytes(tmp_path: Path, every: int) -> None:
     path, outcomes = tmp_path / "model.safetensors", Counter[str]()
 
-    @settings(MANY, max_examples=3000)
+    @settings(MANY, max_examples=3000 // every)
     @given(st.sampled_from(SOUND), st.lists(STEPS, min_size=1, max_size=3))
     def holds(data: bytes, steps: list[tuple[str, int, int, bytes]]) -> None:
         path.write_bytes(damaged(data, steps))
         judge(path, outcomes)
 
     holds()
-    assert neither_is_rare(outcomes, 3000), outcomes
+    assert neither_is_rare(outcomes, 3000 // every), outcomes
 
 
 # -- a header written by someone else ---------------------------------------------------------------------------------
@@ -255,16 +258,17 @@ def _spoil(draw: st.DrawFn, members: list[tuple[str, list[tuple[str, str]]]]) ->
     members[number] = (name, fields)
 
 
-def test_a_header_written_by_someone_else(tmp_path: Path) -> None:
+@every
+def test_a_header_written_by_someone_else(tmp_path: Path, every: int) -> None:
     path, outcomes = tmp_path / "model.safetensors", Counter[str]()
 
-    @settings(MANY, max_examples=2000)
+    @settings(MANY, max_examples=2000 // every)
     @given(written())
     def holds(parts: tuple[bytes, bytes]) -> None:
         judge(raw_safetensors(path, *parts), outcomes)
 
     holds()
-    assert neither_is_rare(outcomes, 2000), outcomes
+    assert neither_is_rare(outcomes, 2000 // every), outcomes
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -284,15 +288,17 @@ def tiny_header(count: int) -> bytes:
     return b"{" + ",".join(entry % n for n in range(count)).encode() + b"}"
 
 
-def test_memory_of_a_real_header(tmp_path: Path) -> None:
-    data = real_header(20_000)
+@every
+def test_memory_of_a_real_header(tmp_path: Path, every: int) -> None:
+    count = 20_000 // every
+    data = real_header(count)
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:
         file.write(data)
-        file.truncate(len(data) + 20_000 * 2 * 1408 * 2048)  # a hole
+        file.truncate(len(data) + count * 2 * 1408 * 2048)  # a hole
     header, peak = measured(path)
     assert header is not None
-    assert len(header.tensors) == 20_000
+    assert len(header.tensors) == count
     assert peak < 4 * len(data) + MIB
 
 
@@ -339,11 +345,12 @@ def test_memory_of_a_header_that_is_large_and_sound(text: bytes, tmp_path: Path)
     assert peak < 4 * len(text) + MIB
 
 
-def test_memory_of_the_shortest_entries(tmp_path: Path) -> None:
-    text = tiny_header(50_000)
+@every
+def test_memory_of_the_shortest_entries(tmp_path: Path, every: int) -> None:
+    text = tiny_header(50_000 // every)
     header, peak = measured(raw_safetensors(tmp_path / "model.safetensors", text))
     assert header is not None
-    assert len(header.tensors) == 50_000
+    assert len(header.tensors) == 50_000 // every
     assert peak < 6 * len(text) + MIB
 
 
@@ -380,11 +387,12 @@ FIELDS += ["num_experts", "quantization_config", "auto_map", "layer_types", "bos
 SHAPES_COME_FROM = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
 
 
-def test_a_damaged_config(tmp_path: Path) -> None:
+@every
+def test_a_damaged_config(tmp_path: Path, every: int) -> None:
     outcomes = Counter[str]()
     save_header(CONFIG, tmp_path)
 
-    @settings(MANY, max_examples=1000)
+    @settings(MANY, max_examples=1000 // every)
     @given(spoilt(CONFIG, FIELDS))
     def holds(text: bytes) -> None:
         (tmp_path / "config.json").write_bytes(text)
@@ -402,17 +410,18 @@ def test_a_damaged_config(tmp_path: Path) -> None:
         assert len(message) < SCREEN
 
     holds()
-    assert neither_is_rare(outcomes, 1000), outcomes
+    assert neither_is_rare(outcomes, 1000 // every), outcomes
 
 
-def test_a_damaged_index(tmp_path: Path) -> None:
+@every
+def test_a_damaged_index(tmp_path: Path, every: int) -> None:
     outcomes = Counter[str]()
     save_header(CONFIG, tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
     tensors = read_header(tmp_path / "model-1.safetensors").tensors
     sound = dict.fromkeys(tensors, "model-1.safetensors")
 
-    @settings(MANY, max_examples=1000)
+    @settings(MANY, max_examples=1000 // every)
     @given(spoilt(sound, ["x", "../x", "__metadata__"]))
     def holds(text: bytes) -> None:
         (tmp_path / "model.safetensors.index.json").write_bytes(b'{"metadata":{},"weight_map":' + text + b"}")
@@ -430,4 +439,4 @@ def test_a_damaged_index(tmp_path: Path) -> None:
         assert len(message) < SCREEN
 
     holds()
-    assert neither_is_rare(outcomes, 1000), outcomes
+    assert neither_is_rare(outcomes, 1000 // every), outcomes

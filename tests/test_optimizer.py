@@ -1,7 +1,7 @@
 """AdamW with float32 masters: torch's own on float32, and what bfloat16 alone would lose."""
 
+import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -373,14 +373,13 @@ def test_memory_is_allocated_once(dtype: torch.dtype) -> None:
 # -- 8 bits -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_eight_bits_without_bitsandbytes() -> None:
+def test_eight_bits_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with pytest.raises(InputError, match="pip install bitsandbytes") as error:
         optimizer(drawn(torch.float32), kind="adamw8bit")
     assert "--optimizer adamw" in str(error.value)
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_eight_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     """Moments of large tensors take a byte each; a step goes where AdamW's goes; a resumed run is the same."""

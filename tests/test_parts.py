@@ -278,7 +278,7 @@ def test_parts_that_finish_together(tiny: Path, out: Path, whole: dict[str, byte
         out.rmdir()
 
 
-@pytest.mark.usefixtures("smollm2")
+@pytest.mark.slow  # the real model
 def test_three_processes_one_killed_and_run_again(smollm2: Path, out: Path, tmp_path: Path) -> None:
     """SmolLM2-135M with two experts, computed so that it takes seconds, in three parts."""
     words = ["--experts", "2", "--noise", "0.01", "--max-shard-size", "40MB"]

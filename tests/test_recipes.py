@@ -449,7 +449,6 @@ def test_every_file_that_is_no_program_is_packaged():
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_recipes(tmp_path):
-    pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"
     for name in ("upcycle", "recipes"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))

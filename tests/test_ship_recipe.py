@@ -40,7 +40,7 @@ def user(client: Client, text: Path) -> Client:
 
 
 def test_from_a_dense_model_to_the_hub_and_nothing_twice(hub: Hub, user: Client) -> None:
-    first = user.upcycle("run", "shipped.yaml")
+    first = user.warm().run("run", "shipped.yaml")
     assert first.returncode == 0, first.stderr
     files = hub.repos["someone/shipped"].commits[hub.repos["someone/shipped"].refs["main"]].files
     assert {"README.md", "config.json", "lineage.json", "metrics.jsonl", "model.safetensors"} <= files.keys()
@@ -51,7 +51,7 @@ def test_from_a_dense_model_to_the_hub_and_nothing_twice(hub: Hub, user: Client)
     assert made == ["conversion", "verification", "training"]
 
     hub.log.clear()
-    again = user.upcycle("run", "shipped.yaml")
+    again = user.warm().run("run", "shipped.yaml")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("unchanged, skipped") == 3
     assert hub.requests("PUT|/xorbs/|/commit/") == []
@@ -59,7 +59,7 @@ def test_from_a_dense_model_to_the_hub_and_nothing_twice(hub: Hub, user: Client)
 
 def test_a_push_that_fails_is_told_and_is_what_the_next_run_does(hub: Hub, user: Client) -> None:
     hub.plant(r"POST .*/commit/", times=1000, status=500)
-    failed = user.finish("run", "shipped.yaml", code=QUICK)
+    failed = user.warm().start("run", "shipped.yaml", code=QUICK).finish()
     assert failed.returncode == 1
     assert failed.stderr.count("Traceback") == 0
     for part in ("step 4 of 4, push, is not done", "status 500", "skips steps 1, 2 and 3, which are done"):
@@ -67,7 +67,7 @@ def test_a_push_that_fails_is_told_and_is_what_the_next_run_does(hub: Hub, user:
     assert hub.repos["someone/shipped"].find("main").files.keys() == {".gitattributes"}  # type: ignore[union-attr]
 
     hub.faults.clear()
-    resumed = user.upcycle("run", "shipped.yaml")
+    resumed = user.warm().run("run", "shipped.yaml")
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.count("unchanged, skipped") == 3
     assert "model.safetensors" in hub.repos["someone/shipped"].find("main").files  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.pairwise import pairwise
 from tests.test_compute import TORCH, as_floats, raw
 from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec, read_header
 from upcycle.errors import InputError
@@ -33,9 +34,11 @@ from upcycle.plan.sources import (
 )  # fmt: skip
 
 OUT, IN, RANK, EXPERTS = 24, 40, 4, 3
+BLOCKS = (1, 7, 100, 2**20)
+BASES = ("F32", "BF16", "F16")
 
 
-@pytest.fixture(params=[1, 7, 100, 2**20])
+@pytest.fixture(params=BLOCKS)
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Blocks of another size; what comes out must not depend on it."""
     monkeypatch.setattr(values, "BLOCK_ELEMENTS", request.param)
@@ -53,7 +56,7 @@ def tensors() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-@pytest.fixture(params=["F32", "BF16", "F16"])
+@pytest.fixture(params=BASES)
 def specs(request: pytest.FixtureRequest, tmp_path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, TensorSpec]:
     """`w` and `v` in the dtype of the base, the rest in float32, as an adapter has it."""
     base = {name: tensors[name].to(TORCH[request.param]) for name in ("w", "v")}
@@ -145,7 +148,7 @@ def test_golden(tmp_path: Path) -> None:
         assert as_floats(made(source, "F32", len(values_))).tolist() == values_
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "block", "specs"), pairwise(KINDS, BLOCKS, BASES), indirect=["block", "specs"])
 def test_as_torch_computes_it(specs: dict[str, TensorSpec], kind: str, block: int) -> None:  # noqa: ARG001
     source = every(specs)[kind]
     theirs = expected(source).reshape(-1)
@@ -154,8 +157,7 @@ def test_as_torch_computes_it(specs: dict[str, TensorSpec], kind: str, block: in
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+@pytest.mark.parametrize(("kind", "dtype", "specs"), pairwise(KINDS, ("F32", "BF16"), BASES), indirect=["specs"])
 def test_the_same_bytes_whatever_the_blocks(
     specs: dict[str, TensorSpec], kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,8 +171,7 @@ def test_the_same_bytes_whatever_the_blocks(
     assert len(results) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+@pytest.mark.parametrize(("kind", "dtype", "specs"), pairwise(KINDS, ("BF16", "F16"), BASES), indirect=["specs"])
 def test_rounded_once_from_float32(specs: dict[str, TensorSpec], kind: str, dtype: str) -> None:
     source = every(specs)[kind]
     count = elements(source)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.training import lines, losses, run_train, train_words
+from tests.training import launched, lines, losses, run_train, train_words, two_processes
 from upcycle.errors import InputError, UpcycleError
 
 BATCH = 8
@@ -35,18 +34,27 @@ def test_accumulation_changes_no_loss(moe: Path, text: Path, one_go: Path, tmp_p
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_processes_change_no_loss(moe: Path, text: Path, one_go: Path, tmp_path: Path, accumulation: int) -> None:
     words = train_words(moe, tmp_path / "out", text, batch_size=BATCH // 2 // accumulation, grad_accum=accumulation)
-    launch(words)
+    on_two(words, tmp_path)
+    compare_losses(one_go, tmp_path / "out")
+
+
+@pytest.mark.slow  # it imports everything in three processes
+def test_processes_that_accelerate_starts_change_no_loss(moe: Path, text: Path, one_go: Path, tmp_path: Path) -> None:
+    words = launched(train_words(moe, tmp_path / "out", text, batch_size=BATCH // 2))
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     compare_losses(one_go, tmp_path / "out")
 
 
 def test_bf16_sums_gradients_in_float32_over_processes(moe: Path, text: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each of the two processes has: with more, sums are rounded in another order
+    torch.set_num_threads(1)  # with more, sums are rounded in another order
     try:
         one = losses(run_train(moe, tmp_path / "one", text, dtype="bf16", batch_size=2, grad_accum=4))
+        on_two(train_words(moe, tmp_path / "two", text, dtype="bf16", batch_size=2, grad_accum=2), tmp_path)
     finally:
         torch.set_num_threads(threads)
-    launch(train_words(moe, tmp_path / "two", text, dtype="bf16", batch_size=2, grad_accum=2))
     two = losses(tmp_path / "two")
     # The same micro-batches, summed in another order, which float32 leaves without a trace; bfloat16 has three digits.
     assert two[:4] == pytest.approx(one[:4], abs=1e-6)
@@ -66,7 +74,7 @@ def test_processes_that_do_not_work_together_are_an_error(
 def test_global_batch_scope_sees_the_whole_batch(moe: Path, text: Path, tmp_path: Path) -> None:
     whole = run_train(moe, tmp_path / "whole", text, batch_size=BATCH, balance_scope="global-batch")
     parts = run_train(moe, tmp_path / "parts", text, batch_size=2, grad_accum=4, balance_scope="global-batch")
-    launch(train_words(moe, tmp_path / "two", text, batch_size=4, balance_scope="global-batch"))
+    on_two(train_words(moe, tmp_path / "two", text, batch_size=4, balance_scope="global-batch"), tmp_path)
     compare_losses(whole, parts)
     compare_losses(whole, tmp_path / "two")
 
@@ -98,14 +106,9 @@ def compare_losses(one: Path, other: Path) -> None:
             assert abs(mine[name] - its[name]) < 1e-6, (mine["step"], name, mine[name], its[name])
 
 
-def launch(words: list[str]) -> None:
-    """Run a training on two processes that talk over gloo: accelerate calls that a multi-GPU launch without GPUs."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-                "--num_cpu_threads_per_process", "1", "--main_process_port", "0", "-m"]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launcher, *words[2:]], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def on_two(words: list[str], place: Path) -> None:
+    """Run a training on two processes."""
+    assert [command.end()[0] for command in two_processes(words, place)] == [0, 0]
 
 
 # -- the output ------------------------------------------------------------------------------------------------------

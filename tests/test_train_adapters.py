@@ -335,7 +335,6 @@ def test_layers_that_are_not_held_in_4_bits_are_named() -> None:
 
 
 def test_4_bits_below_an_adapter(fresh: Path, text: Path, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     out = run(fresh, tmp_path / "out", text, load_in_4bit=True, dtype="bf16")
     assert losses(out)[-1] < losses(out)[0] - 0.2
     assert moved(fresh, out) == {"router", "experts", "rest"}

@@ -1,6 +1,5 @@
 """Whatever stops a training: what it saved is complete, and resumed it is the training that was not stopped."""
 
-import ctypes
 import errno
 import json
 import logging
@@ -25,10 +24,8 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from tests.conftest import contents
-from tests.test_faults import can_mount, mount
-from tests.test_interrupt import count_steps
+from tests.faults import FORKS, can_mount, count_steps, kill, limit_files, mount, own_mounts, preload
 from tests.training import (
-    FORKS,
     PATIENCE,
     Command,
     launched,
@@ -38,6 +35,7 @@ from tests.training import (
     steps,
     told,
     train_words,
+    two_processes,
     wait_for,
 )
 from upcycle.errors import InputError, StagingError, UpcycleError
@@ -45,9 +43,7 @@ from upcycle.pipeline import stages
 from upcycle.requests import Plot
 from upcycle.train.saved.manifest import find_fault
 
-FORKS.set_forkserver_preload(
-    ["tests.test_checkpoints", "tests.test_train_stop", "upcycle.plan.compute", "upcycle.pipeline.stages"]
-)  # all tests'
+preload("tests.test_train_stop")
 
 STEPS = 8
 SHORT: dict[str, Any] = {
@@ -161,7 +157,7 @@ NAMES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 # -- SIGKILL -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_a_random_time(
     moe: Path, text: Path, whole: Callable[[str], Path], fields_of: Callable[[str], dict[str, Any]], tmp_path: Path,
@@ -178,13 +174,10 @@ def test_killed_at_a_random_time(
 
 
 def kill_before(change: int, place: str) -> None:
-    def kill(_change: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
     count_steps(change, kill, place)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_killed_before_a_change_to_the_disk(
     moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path, seed: int
 ) -> None:
@@ -195,6 +188,7 @@ def test_killed_before_a_change_to_the_disk(
     check_same(run_train(moe, tmp_path / "out", text, **SHORT, resume=True), whole("f32"))
 
 
+@pytest.mark.slow  # it imports everything twice
 def test_the_command_line_itself_is_killed(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
     words = train_words(moe, tmp_path / "out", text, **SHORT)
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
@@ -252,12 +246,6 @@ def test_all_checkpoints_are_damaged(
 # -- full disks --------------------------------------------------------------------------------------------------------
 
 
-def limit_files(size: int) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_a_limit_on_the_size_of_files(moe: Path, text: Path, whole: Callable[[str], Path], stopped: Path) -> None:
     words = train_words(moe, stopped, text, **SHORT, resume=True)
@@ -271,15 +259,9 @@ def test_a_limit_on_the_size_of_files(moe: Path, text: Path, whole: Callable[[st
     check_same(run_train(moe, stopped, text, **SHORT, resume=True), whole("f32"))
 
 
-def own_mounts() -> None:
-    """What is mounted from now on goes with this process."""
-    torch.set_num_threads(1)
-    assert ctypes.CDLL(None).unshare(0x20000) == 0  # linux/sched.h: CLONE_NEWNS
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
-
-
 def on_a_small_disk(moe: Path, text: Path, whole: Path, place: Path, size: int) -> None:
     """Room for a checkpoint and a half."""
+    torch.set_num_threads(1)
     own_mounts()
     mount(place, f"size={size * 3 // 2}")
     with pytest.raises(StagingError) as caught:
@@ -294,6 +276,7 @@ def on_a_small_disk(moe: Path, text: Path, whole: Path, place: Path, size: int) 
 
 def with_full_metrics(moe: Path, text: Path, whole: Path, place: Path, size: int) -> None:
     """Someone else takes all the room between two checkpoints."""
+    torch.set_num_threads(1)
     own_mounts()
     mount(place, f"size={size * 4}")
 
@@ -424,9 +407,9 @@ def test_a_number_that_is_lost_while_training(
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "word", "kind"),
+    [(signal.SIGTERM, 143, "terminated", "f32"), (signal.SIGINT, 130, "interrupted", "lora")],
 )
-@pytest.mark.parametrize("kind", ["f32", "lora"])
 def test_a_signal(
     moe: Path, text: Path, whole: Callable[[str], Path], fields_of: Callable[[str], dict[str, Any]], tmp_path: Path,
     number: int, code: int, word: str, kind: str,
@@ -441,13 +424,33 @@ def test_a_signal(
     check_same(run_train(moe, out, text, **fields_of(kind), resume=True), whole(kind))
 
 
+def test_a_signal_to_one_of_two_processes(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
+    """They agree on the step after which they save, once."""
+    out = tmp_path / "out"
+    main, other = two_processes(train_words(moe, out, text, **{**SHORT, "batch_size": 1}), tmp_path)
+    other.wait_for_step(4)
+    other.send(signal.SIGTERM)
+    assert (main.end()[0], other.end()[0]) == (143, 143)
+    check_saved_once(out, main.heard.read_text() + other.heard.read_text())
+    run_train(moe, out, text, **SHORT, resume=True)
+    assert losses(out) == pytest.approx(losses(whole("f32")), rel=0, abs=1e-6)
+
+
+def check_saved_once(out: Path, said: str) -> None:
+    """The last step that was told is the one that is saved, by one of the processes."""
+    last = max(saved(out))
+    assert 4 <= last == steps(out) < STEPS
+    assert said.count(f"checkpoint-{last:06d} is saved") == 1
+    assert f"upcycle: terminated; step {last} is saved in {out}, --resume goes on from there\n" in said
+
+
 def children_of(number: int) -> list[str]:
     return Path(f"/proc/{number}/task/{number}/children").read_text().split()
 
 
+@pytest.mark.slow  # it imports everything in three processes
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc here")
-def test_a_signal_to_one_of_two_processes(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
-    """They agree on the step after which they save, once."""
+def test_a_signal_to_one_of_two_that_accelerate_started(moe: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = launched(train_words(moe, out, text, **{**SHORT, "batch_size": 1}))
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
@@ -458,12 +461,7 @@ def test_a_signal_to_one_of_two_processes(moe: Path, text: Path, whole: Callable
         os.kill(workers[1], signal.SIGTERM)
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    last = max(saved(out))
-    assert 4 <= last == steps(out) < STEPS
-    assert said.count(f"checkpoint-{last:06d} is saved") == 1
-    assert f"upcycle: terminated; step {last} is saved in {out}, --resume goes on from there\n" in said
-    run_train(moe, out, text, **SHORT, resume=True)
-    assert losses(out) == pytest.approx(losses(whole("f32")), rel=0, abs=1e-6)
+    check_saved_once(out, said)
 
 
 def test_a_second_signal_stops_at_once(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
@@ -634,9 +632,9 @@ def test_trainer_logs_nan_as_zero(tmp_path: Path) -> None:
 
 def test_a_wrong_line_in_the_data_loses_no_step(moe: Path, tmp_path: Path) -> None:
     data = tmp_path / "late.jsonl"
-    data.write_text((json.dumps({"text": "In the beginning " * 40}) + "\n") * 300 + "{oops}\n")
+    data.write_text((json.dumps({"text": "In the beginning " * 10}) + "\n") * 300 + "{oops}\n")
     with pytest.raises(InputError, match=r"late\.jsonl:301: not valid JSON"):
-        run_train(moe, tmp_path / "out", data, seq_len=512, batch_size=4, max_steps=300, shuffle=0, lr=1e-4)
+        run_train(moe, tmp_path / "out", data, seq_len=128, batch_size=4, max_steps=300, shuffle=0, lr=1e-4)
     done = steps(tmp_path / "out")
     assert done > 1
     assert (tmp_path / "out" / f"checkpoint-{done:06d}" / "checkpoint.json").is_file()

@@ -301,6 +301,7 @@ def test_the_gradient_after_a_step_is_what_autograd_gives(tiny: Path, converted:
     assert gradient.now < 1e-3 * gradient.after_step
 
 
+@pytest.mark.slow  # the real model
 def test_memory_stays_within_a_layer_and_a_gigabyte(smollm2: Path, tmp_path: Path) -> None:
     moe = tmp_path / "moe"
     convert(Convert(model=str(smollm2), out=str(moe), experts=8, top_k=2))

@@ -1,16 +1,18 @@
 """Trainings of a few seconds: a small mixture of experts on real text, and what stops them."""
 
 import json
-import multiprocessing
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.faults import FORKS, preload
 from upcycle.pipeline import stages
 from upcycle.requests import Train
 from upcycle.train.watch.observer import TrainingObserver
@@ -22,10 +24,11 @@ SMALL: dict[str, Any] = {
 
 TIMING = ("tokens_per_second", "mfu")
 
+for module in ("accelerate", "peft", "upcycle.train.loop", "upcycle.cli.main"):
+    preload(module)
+
 PATIENCE = 120.0
 """Seconds after which what is waited for does not come."""
-
-FORKS = multiprocessing.get_context("forkserver")  # a process that has torch already
 
 
 def run_train(model: Path, out: Path, text: Path, *, observer: TrainingObserver | None = None, **fields: Any) -> Path:
@@ -43,6 +46,27 @@ def train_words(model: Path, out: Path, text: Path, **fields: Any) -> list[str]:
         values = value if isinstance(value, tuple) else (value,)
         words += [flag] if value is True else [word for one in values for word in (flag, str(one))]
     return words
+
+
+def two_processes(words: list[str], place: Path) -> "tuple[Command, Command]":
+    """Start a training on two processes that talk over gloo, with what a launcher tells each of them.
+
+    What they say goes into `heard0` and `heard1` in `place`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first, second = (Command(words, place / f"heard{rank}", partial(become_one_of_two, rank, port)) for rank in (0, 1))
+    return first, second
+
+
+def become_one_of_two(rank: int, port: int) -> None:
+    """Set what torchrun and accelerate's launcher set."""
+    os.environ |= {
+        "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
 
 
 def launched(words: list[str]) -> list[str]:

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.hub.server import TOKEN, Hub
+
+if TYPE_CHECKING:
+    from tests.warm import User
 
 CLEARED = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_XET", "HF_TOKEN", "HF_HUB_CACHE"}
 
@@ -42,6 +46,12 @@ class Client:
             [sys.executable, "-c", code, *words], env=kept | ours | self.fields, cwd=self.home,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+    def warm(self) -> "User":
+        """Return the same user, whose commands begin with everything imported."""
+        from tests.warm import User
+
+        return User(self.hub, self.home, self.fields)
 
     def upcycle(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run the command line."""
