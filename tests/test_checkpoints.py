@@ -737,7 +737,8 @@ def in_process(task: Callable[[Path], None], path: Path) -> int | None:
     process = FORKS.Process(target=task, args=(path,))
     process.start()
     process.join()
-    return process.exitcode
+    code: int | None = process.exitcode
+    return code
 
 
 def _with_a_limit(out: Path) -> None:

@@ -96,6 +96,7 @@ def test_an_inexact_method_is_told_but_not_failed(tiny: Path, converted: Convert
     report = check(tiny, converted(tiny, noise=0.5))
     assert report.passed
     assert verdicts(report)["logits"] == "note"
+    assert text_of(report, "function").startswith("changed on purpose (the experts have noise of 0.5 of each matrix's")
     assert report.figures["parity"]["relative"] > 1e-3
     assert "zero by construction" not in text_of(report, "router gradient")
 
@@ -158,7 +159,9 @@ def test_a_fine_tune_of_the_dense_model_is_not_taken_for_it(tmp_path: Path, conv
     tensors = load_file(one / "model.safetensors")
     tuned = save_dense("llama", tmp_path / "tuned", dtype=torch.float32)
     save_file({name: value * 1.01 for name, value in tensors.items()}, tuned / "model.safetensors", {"format": "pt"})
-    assert check(one, moe).passed
+    report = check(one, moe)
+    assert report.passed
+    assert "(values are rounded to BF16)" in text_of(report, "function")
     report = check(tuned, moe)
     assert verdicts(report)["tensors"] == "FAIL"
     assert not report.passed

@@ -37,7 +37,6 @@ class Order:
     shard_bytes: int
     files: Mapping[str, Path]  # to be copied beside the weights
     headers: Mapping[str, Header]  # of the files that are read, by their names in the receipt
-    preserves: bool = True  # False: the request itself changes what is computed
 
 
 def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
@@ -52,12 +51,15 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
             hint="--dtype f32 rounds the weights",
         )
     config = layout.config(writes)
+    rounded = sorted({write.dtype for write in writes if not write.lossless})
+    inexact = layout.inexact or (f"values are rounded to {' and '.join(rounded)}" if rounded else None)
     return Plan(
         shards=lay_out(writes, order.shard_bytes),
         config=config,
         files=order.files,
         sources={name: {"size": h.size, "header_sha256": h.sha256} for name, h in sorted(order.headers.items())},
-        exact=not layout.inexact and all(write.lossless for write in writes),
+        exact=inexact is None,
+        inexact=inexact,
         active_experts=order.top_k,
         total_experts=order.count,
         layers=matched.layers,

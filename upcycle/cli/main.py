@@ -89,6 +89,7 @@ def main() -> NoReturn:
     handler.setFormatter(logging.Formatter("upcycle: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a kernel for CPUs that nothing here calls
     try:
         sys.exit(group.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as exit_:

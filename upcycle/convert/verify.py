@@ -135,7 +135,7 @@ def _check_function(
 
     pair = find_pair(dense.config)
     if not plan.exact:
-        text = "changed on purpose, by noise or by rounding to another dtype: differences below are expected"
+        text = f"changed on purpose ({plan.inexact}): differences below are expected"
         report.lines.append(Line("function", "note", text))
     if moe.tokenizer_files:
         text = read_text(request.text)

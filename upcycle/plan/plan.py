@@ -99,6 +99,7 @@ class Plan:
     hidden: int  # width of a token's state
     width: int  # neurons of an expert
     vocabulary: int  # rows of the embedding
+    inexact: str | None = None  # why the output computes something else than the source, where it does
     reader_limits: tuple[str, ...] = ()  # what other programs do not compute of it, a sentence each
 
     @property

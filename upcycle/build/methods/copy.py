@@ -17,4 +17,7 @@ def copy(ffn: Ffn, slot: Slot, asked: Conversion) -> Experts:
 
         return ffn.changed(change)
 
-    return Experts(tuple(map(noisy, range(asked.experts))), inexact="the experts have noise")
+    return Experts(
+        tuple(map(noisy, range(asked.experts))),
+        inexact=f"the experts have noise of {asked.noise:g} of each matrix's spread",
+    )
