@@ -1,7 +1,7 @@
 """The pairs: which dense model becomes which mixture of experts, and where a pair departs from what its two sides say.
 
-Facts checked against transformers' own classes by `tests/test_families.py`: the default of every carried field, and
-the parity of each pair with random weights.
+Facts checked against transformers' own classes by `tests/families`: the default of every carried field, and the parity
+of each pair with random weights.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,119 @@
+"""Qwen3 and Phi-3 end to end: converted, computing the same in stock transformers, verified, trained, merged."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from tests.conftest import edit_json, run_convert
+from tests.convert.test_convert import assert_same_logits, load, raw, tensors
+from tests.drawn_adapters import draw_adapter, formula_model
+from tests.merging import logits_error, run_merge
+from tests.models import SMALL, draw_weights
+from upcycle.errors import UnsupportedError
+from upcycle.pipeline.stages import attach, verify
+from upcycle.requests import Attach, Verify
+
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 20000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+}  # fmt: skip
+
+MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 12}),
+    "qwen3_tied": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8, "tie_word_embeddings": True}),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {"pad_token_id": 0, "sliding_window": 5}),
+    "phi3_longrope": (
+        Phi3Config, Phi3ForCausalLM,
+        {"pad_token_id": 0, "rope_parameters": LONGROPE, "original_max_position_embeddings": 16},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function: name of a model -> its directory, float32 so that nothing is rounded."""
+    found: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in found:
+            config_class, model_class, fields = MODELS[name]
+            settings = {field: value for field, value in {**SMALL, **fields}.items() if field != "rope_theta"}
+            torch.manual_seed(sum(name.encode()))
+            model = draw_weights(model_class(config_class(**settings)))
+            found[name] = tmp_path_factory.mktemp(name) / name
+            model.save_pretrained(found[name])
+        return found[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_function_and_a_receipt_that_says_so(made: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    dense, out = made(name), tmp_path / "moe"
+    run_convert(dense, out)
+    ours, theirs = load(out), load(dense)
+    assert type(ours).__name__ == ("Qwen3MoeForCausalLM" if "qwen3" in name else "MixtralForCausalLM")
+    # 40 tokens: longer than the window of 5, and than the 16 after which longrope takes its other factors
+    assert_same_logits(ours, theirs, torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(3)))
+    report = verify(Verify(dense=str(dense), moe=str(out)))
+    assert report.passed, report.lines
+    assert json.loads((out / "upcycle.json").read_bytes())["exact"] is True
+
+
+def test_fused_matrices_are_split_byte_for_byte(made: Callable[[str], Path], tmp_path: Path) -> None:
+    dense, moe = tensors(made("phi3")), tensors(run_convert(made("phi3"), tmp_path / "moe"))
+    qkv, gate_up = (dense[f"model.layers.1.{name}.weight"] for name in ("self_attn.qkv_proj", "mlp.gate_up_proj"))
+    for name, rows in (("q", slice(0, 32)), ("k", slice(32, 48)), ("v", slice(48, 64))):  # 4 and 2 heads of 8
+        assert raw(moe[f"model.layers.1.self_attn.{name}_proj.weight"]) == raw(qkv[rows])
+    for expert in range(4):
+        w1, w3 = (moe[f"model.layers.1.block_sparse_moe.experts.{expert}.{name}.weight"] for name in ("w1", "w3"))
+        assert (raw(w1), raw(w3)) == (raw(gate_up[:48]), raw(gate_up[48:]))
+
+
+def test_noise_on_rows_of_a_fused_matrix_counts_their_own_spread(made: Callable[[str], Path], tmp_path: Path) -> None:
+    dense, moe = tensors(made("phi3")), tensors(run_convert(made("phi3"), tmp_path / "moe", noise=0.1))
+    up = dense["model.layers.0.mlp.gate_up_proj.weight"][48:]
+    difference = moe["model.layers.0.block_sparse_moe.experts.2.w3.weight"] - up
+    assert float(difference.std() / up.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_what_the_targets_cannot_express(made: Callable[[str], Path], copy_of: Callable[[Path], Path]) -> None:
+    qwen = copy_of(made("qwen3"))
+    edit_json(qwen / "config.json", use_sliding_window=True, sliding_window=4)
+    with pytest.raises(UnsupportedError, match="use_sliding_window = True: the target computes every layer alike"):
+        run_convert(qwen, qwen.parent / "out")
+
+
+def test_partial_rotation_is_refused(made: Callable[[str], Path], copy_of: Callable[[Path], Path]) -> None:
+    phi = copy_of(made("phi3"))
+    edit_json(phi / "config.json", rope_parameters=..., partial_rotary_factor=0.75)
+    with pytest.raises(UnsupportedError, match="partial_rotary_factor is not 1"):
+        run_convert(phi, phi.parent / "out")
+
+
+@pytest.mark.parametrize("kind", ["lora", "bottleneck", "ia3"])
+def test_adapter_experts_of_qwen3_merge_into_its_mixture(
+    made: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    base = made("qwen3")
+    adapter = draw_adapter(base, tmp_path / "adapter", kind, attention_rank=2)
+    run_merge(adapter, base, tmp_path / "out")
+    assert logits_error(formula_model(base, adapter), tmp_path / "out") <= 1e-5
+
+
+def test_adapter_experts_need_linear_layers_of_their_own(made: Callable[[str], Path], tmp_path: Path) -> None:
+    attach(Attach(model=str(made("qwen3")), out=str(tmp_path / "qwen3"), experts=(2,)))
+    with pytest.raises(UnsupportedError, match="a phi3, which keeps several in one"):
+        attach(Attach(model=str(made("phi3")), out=str(tmp_path / "phi3"), experts=(2,)))
+    assert not (tmp_path / "phi3").exists()
+
+
+def test_qwen3_has_no_compact_form(made: Callable[[str], Path], tmp_path: Path) -> None:
+    adapter = draw_adapter(made("qwen3"), tmp_path / "adapter", "bottleneck")
+    with pytest.raises(UnsupportedError, match="granitemoeshared cannot be the mixture of such a model; found qwen3"):
+        run_merge(adapter, made("qwen3"), tmp_path / "out", to="compact")
