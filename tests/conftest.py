@@ -44,6 +44,14 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
+def no_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `verify` start no process that imports transformers, which takes seconds and is tested in test_verify."""
+    from upcycle.convert import plain
+
+    monkeypatch.setattr(plain, "report_plain", lambda *_: None)
+
+
+@pytest.fixture
 def client(hub: Hub, tmp_path: Path) -> Client:
     """A user of that Hub with an empty cache."""
     return Client(hub, tmp_path / "home")

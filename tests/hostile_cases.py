@@ -455,12 +455,13 @@ SINGLE: dict[str, Case] = {
     ),
     "custom model_type": Case(
         fields(model_type="strange"),
-        "no mixture of experts is known for this model; found model_type 'strange', expected one of llama, mistral",
+        "no mixture of experts is known for this model; found model_type 'strange', expected one of llama, mistral, "
+        "qwen3, phi3",
     ),
     "custom model_type, long": Case(
         fields(model_type=EVIL),
         "no mixture of experts is known for this model; found model_type '\\x1b[2J\\x07\\nx*46, expected one "
-        "of llama, mistral",
+        "of llama, mistral, qwen3, phi3",
     ),
     "custom architecture": Case(
         fields(architectures=["StrangeForCausalLM"]),

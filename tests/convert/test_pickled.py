@@ -87,6 +87,7 @@ def refusal(directory: Path, cache: Path) -> InputError:
 # -- the same as the safetensors twin ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_second_process")
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_the_output_is_that_of_the_twin(
@@ -122,6 +123,7 @@ def test_tensors_that_are_not_contiguous(tiny: Path, tensors: Tensors, tmp_path:
     assert weights(moe) == weights(run_convert(tiny, tmp_path / "twin"))
 
 
+@pytest.mark.usefixtures("no_second_process")
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
 def test_tied_weights_that_share_memory(dense: Callable[[str], Path], tmp_path: Path, options: dict[str, Any]) -> None:
     tied = dense("llama_tied")

@@ -47,10 +47,10 @@ def converted(tmp_path: Path) -> Converted:
 
 
 @pytest.fixture(autouse=True)
-def _no_second_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting one that imports transformers takes seconds: only where that is what is tested."""
+def _one_process(request: pytest.FixtureRequest) -> None:
+    """Only where that is what is tested."""
     if "plain" not in request.node.name:
-        monkeypatch.setattr(plain, "report_plain", lambda *_: None)
+        request.getfixturevalue("no_second_process")
 
 
 def check(dense: Path, moe: Path, **options: Any) -> Report:

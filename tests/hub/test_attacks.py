@@ -53,6 +53,7 @@ def test_float64_asks_for_another_dtype(tmp_path: Path) -> None:
     assert not plan(Plan(model=str(dense), dtype="f32")).plan.exact
 
 
+@pytest.mark.usefixtures("no_second_process")
 def test_null_dropout_becomes_the_default(tiny: Path, copy_of: Copied, tmp_path: Path) -> None:
     model = copy_of(tiny)
     edit_json(model / "config.json", attention_dropout=None)
@@ -116,6 +117,7 @@ def test_resume_does_not_take_an_older_output_for_done(tiny: Path, copy_of: Copi
         run_convert(model, out, resume=True)
 
 
+@pytest.mark.usefixtures("no_second_process")
 def test_home_is_found_in_out(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     convert(Convert(model=str(tiny), out="~/moe"))

@@ -57,6 +57,7 @@ def test_from_a_dense_model_to_the_hub_and_nothing_twice(hub: Hub, user: Client)
     assert hub.requests("PUT|/xorbs/|/commit/") == []
 
 
+@pytest.mark.slow  # the whole chain again; test_run has the steps that fail
 def test_a_push_that_fails_is_told_and_is_what_the_next_run_does(hub: Hub, user: Client) -> None:
     hub.plant(r"POST .*/commit/", times=1000, status=500)
     failed = user.warm().start("run", "shipped.yaml", code=QUICK).finish()
