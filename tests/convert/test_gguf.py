@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import contents
 from upcycle.errors import InputError, UnsupportedError
 from upcycle.pipeline.locate import locate
+from upcycle.pipeline.stages import plan
+from upcycle.requests import Plan
 
 D, F, V, HEADS, LAYERS = 64, 96, 300, 4, 2
 FIELDS: dict[str, Any] = {
@@ -29,8 +31,14 @@ def tensors() -> dict[str, tuple[int, ...]]:
     return {"token_embd.weight": (V, D), **blocks, "output_norm.weight": (D,)}
 
 
-def write(path: Path, *, without: str = "", more: dict[str, Any] | None = None, seed: int = 0, **fields: Any) -> Path:
-    """Write a small llama with a byte-level tokenizer; `more` are further tensors, `fields` replace or add some."""
+def write(
+    path: Path, *, without: str = "", quantised: str | None = None, more: dict[str, Any] | None = None, seed: int = 0,
+    **fields: Any,
+) -> Path:  # fmt: skip
+    """Write a small llama with a byte-level tokenizer; `more` are further tensors, `fields` replace or add some.
+
+    Tensors with `quantised` in their name are written as Q8_0.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     for name, value in {**FIELDS, **{name.replace("__", "."): value for name, value in fields.items()}}.items():
         add = writer.add_string if isinstance(value, str) else writer.add_uint32
@@ -48,8 +56,12 @@ def write(path: Path, *, without: str = "", more: dict[str, Any] | None = None, 
     writer.add_eos_token_id(1)
     random = np.random.default_rng(seed)
     for name, shape in {**tensors(), **(more or {})}.items():
-        if name != without:
-            writer.add_tensor(name, random.normal(size=shape).astype(np.float32))
+        values = random.normal(size=shape).astype(np.float32)
+        if quantised and quantised in name:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+        elif name != without:
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -132,3 +144,11 @@ def test_what_is_no_gguf_file(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(InputError):
         locate(str(path))
+
+
+def test_quantised_tensors_are_told(tmp_path: Path) -> None:
+    """One matrix in each of two layers."""
+    quantised = write(tmp_path / "quantised.gguf", quantised="ffn_up")
+    told = plan(Plan(model=str(quantised), experts=4)).warnings
+    assert told[0].startswith("the GGUF file has 2 quantised tensors (Q8_0): they are read as bfloat16")
+    assert "GGUF" not in plan(Plan(model=str(write(tmp_path / "whole.gguf")), experts=4)).warnings[0]

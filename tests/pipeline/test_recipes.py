@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from upcycle import requests
 from upcycle.cli.main import group
-from upcycle.errors import RequestError, UpcycleError
+from upcycle.errors import InputError, RequestError, UpcycleError
 from upcycle.pipeline import stages
 from upcycle.pipeline.document import MAX_BYTES, parse
 from upcycle.pipeline.grammar import command_options
@@ -496,7 +496,9 @@ def test_dry_run_shows_the_commands_and_the_figures_and_writes_nothing(tiny, tmp
     # 4 experts in 2 layers, 3 matrices each
     assert [line.split()[:2] for line in done.output.splitlines() if line.startswith("experts")] == [["experts", "24"]]
     assert done.output.splitlines()[0] == "some: one line"
-    assert done.output.splitlines()[-1] == "no figures: moe is no directory here"
+    assert (
+        done.output.splitlines()[-1] == "no figures: moe is not here yet: an earlier step makes it, or it is downloaded"
+    )
 
 
 def test_a_chain_runs_and_honours_overwrite_and_dry_run(tiny, tmp_path, monkeypatch):
@@ -577,3 +579,17 @@ def test_generated_text_is_shown_as_it_comes(monkeypatch):
     observer = Silent()
     run(Recipe("some", "one line", (requests.Generate(model="moe", prompt="p"),)), observer)
     assert observer.told == [(1, 1, "generate"), "It ", "falls.", "It falls."]
+
+
+def test_a_dry_run_looks_for_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = "name: some\ndescription: one line\nsteps:\n  - convert: {model: 'demo:tiny', out: moe, experts: 4}\n"
+    Path("r.yaml").write_text(said + "  - train: {out: trained, data: [book.txt], seq_len: 64}\n")
+    missing = invoke(Path("r.yaml"), "--dry-run").exception
+    assert isinstance(missing, InputError)
+    assert str(missing).startswith("book.txt: no such file or directory")
+    assert missing.__notes__ == ["this is step 2 of 2, train"]
+    Path("book.txt").write_text("In the beginning.")
+    assert invoke(Path("r.yaml"), "--dry-run").exit_code == 0
+    away = invoke(Path("r.yaml"), "--dry-run", "--set", "convert.model=/nope/x")
+    assert str(away.exception).startswith("/nope/x: no such file or directory")

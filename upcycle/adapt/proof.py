@@ -236,9 +236,9 @@ def _report_logits(report: Report, expected: AdapterRun, found_TV: Tensor) -> No
     report.add(
         "logits",
         right,
-        f"differ by at most {relative * expected.largest:.2e}, {relative:.1e} of the largest ({expected.largest:.4g}; "
-        f"exact is {expected.tolerance:.1e} or less, for rounding alone moves the adapter's by {expected.rounding:.1e})"
-        f", on {len(expected.logits_TV)} tokens",
+        f"largest error {relative:.1e} of the largest logit (exact: {expected.tolerance:.1e} or less, for rounding "
+        f"alone moves the adapter's by {expected.rounding:.1e}); {relative * expected.largest:.2e} of "
+        f"{expected.largest:.4g}, on {len(expected.logits_TV)} tokens",
     )
     near = agreement == 1 or right  # a tie may fall either way
     report.add("top-1", near, f"the likeliest token agrees at {agreement:.2%} of positions")

@@ -8,7 +8,9 @@ from upcycle.build.methods import method_of
 from upcycle.build.padding import padded
 from upcycle.build.routers import ROUTERS, check_router_can_learn, router_warning
 from upcycle.build.side_files import side_files
+from upcycle.checkpoint.place import DEQUANTISED_FILE
 from upcycle.checkpoint.reader import Checkpoint
+from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.vocabulary import token_count
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
@@ -48,8 +50,23 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
 
 def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> tuple[str, ...]:
     """Return what a user should know before the work is done: a sentence each, none for most conversions."""
-    found = (router_warning(request), _width_warning(plan), _vocabulary_warning(checkpoint, plan, request))
+    found = (
+        _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(plan),
+        _vocabulary_warning(checkpoint, plan, request),
+    )  # fmt: skip
     return tuple(text for text in found if text)
+
+
+def _quantised_warning(directory: Path) -> str | None:
+    """Say of a quantised GGUF file what the conversion is exact to."""
+    path = directory / DEQUANTISED_FILE
+    if not path.is_file():
+        return None
+    kinds = read_object(path)
+    return (
+        f"the GGUF file has {sum(kinds.values())} quantised tensors ({', '.join(kinds)}): they are read as bfloat16, "
+        "and the mixture computes what those compute, not what the model before quantisation did"
+    )
 
 
 def _width_warning(plan: Plan) -> str | None:
@@ -69,6 +86,6 @@ def _vocabulary_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion)
     if tokens is None or tokens <= rows:
         return None
     return (
-        f"the tokenizer has {tokens:,} tokens and the embedding {rows:,} rows: text with one of the {tokens - rows:,} "
-        "others cannot be read by the model, and train and verify refuse it"
+        f"the tokenizer has {tokens:,} tokens and the embedding {rows:,} rows: the model cannot read text with one of "
+        "the others, and train and verify refuse it"
     )

@@ -10,6 +10,7 @@ from upcycle.errors import CheckpointError, InputError, StagingError
 
 RECEIPT_FILE = "upcycle.json"
 CARD_FILE = "README.md"
+DEQUANTISED_FILE = "dequantised.json"
 METRICS_FILE = "metrics.jsonl"
 VERIFICATION_FILE = "verify.json"
 VERIFICATION = "verification"

@@ -81,10 +81,16 @@ class _Steps(Terminal):
         elif not self._dry_run:
             print_result(request, result)
         elif result is None:
-            click.echo(f"no figures: {request.model} is no directory here")
+            click.echo(f"no figures: {request.model} {_why_no_figures(request.model)}")
         else:
             print_account(result.account)
             warn(*result.warnings)
+
+
+def _why_no_figures(model: str) -> str:
+    if model.endswith(".gguf"):
+        return "has to be dequantised first; `upcycle plan` does that and counts"
+    return "is not here yet: an earlier step makes it, or it is downloaded"
 
 
 def _print_schema() -> None:

@@ -156,8 +156,8 @@ def _check_function(
     report.add(
         "logits",
         parity.same,
-        f"differ by at most {parity.difference:.2e}, {parity.relative:.1e} of the largest ({parity.largest_logit:.4g}; "
-        f"exact is {TOLERANCE:.0e} or less), on {parity.tokens} tokens",
+        f"largest error {parity.relative:.1e} of the largest logit (exact: {TOLERANCE:.0e} or less); "
+        f"{parity.difference:.2e} of {parity.largest_logit:.4g}, on {parity.tokens} tokens",
         otherwise=otherwise,
     )
     agreement = floor(parity.agreement * 1e4) / 100  # 99.996 % is not all of them

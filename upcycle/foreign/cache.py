@@ -12,7 +12,7 @@ from typing import Any
 from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.writer import sync_directory, sync_file
 
-FORMAT = 3
+FORMAT = 4
 """Of what is made; another one is made anew."""
 
 log = logging.getLogger("upcycle")

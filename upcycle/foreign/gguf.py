@@ -4,14 +4,17 @@ transformers reads such files leniently: what is missing it draws at random, wha
 everything in the file is accounted for here first.
 """
 
+import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from upcycle.checkpoint.place import DEQUANTISED_FILE
 from upcycle.errors import InputError, UnsupportedError
 from upcycle.foreign.cache import cached
 from upcycle.message import listed, quoted
@@ -34,6 +37,10 @@ EMPTY: Mapping[str, tuple[Any, ...]] = {
 
 HEAD_DIM = ("rope.dimension_count", "attention.key_length", "attention.value_length")
 """Fields that must be the head's own dimension: transformers takes hidden size / heads, and rotates all of it."""
+
+
+WHOLE = ("F32", "F16", "BF16")
+"""Types of tensors that are not quantised."""
 
 
 def dequantised(path: Path) -> Path:
@@ -70,6 +77,7 @@ def _dequantise(path: Path, directory: Path) -> None:
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if "tokenizer." not in name}
         problems = list(_problems(fields, {tensor.name for tensor in reader.tensors}))
+        kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors)
         del reader
         if not problems:
             with _alone(path) as where:
@@ -96,6 +104,9 @@ def _dequantise(path: Path, directory: Path) -> None:
     )
     plain.save_pretrained(directory)
     _name_tokenizer_class(directory / "tokenizer_config.json")
+    rounded = {kind: count for kind, count in kinds.items() if kind not in WHOLE}
+    if rounded:
+        (directory / DEQUANTISED_FILE).write_text(json.dumps(rounded, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -146,8 +157,6 @@ def _options(name: str) -> dict[str, Any]:
 
 
 def _name_tokenizer_class(path: Path) -> None:
-    import json
-
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

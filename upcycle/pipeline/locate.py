@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import upcycle
 from upcycle.errors import InputError
+from upcycle.option import nearest
 
 if TYPE_CHECKING:
     from upcycle.checkpoint.reader import Checkpoint
@@ -49,7 +50,7 @@ def located_here(model: str) -> Path | None:
     from upcycle.hub.client import is_hub_id
 
     if not is_hub_id(model):
-        raise InputError("no such directory", where=model, expected=_EXPECTED)
+        raise InputError("no such directory", where=model, expected=_EXPECTED, hint=nearest(model, BUILT_IN))
     return None
 
 

@@ -19,6 +19,9 @@ class Skipped:
 
 SKIPPED = Skipped()
 
+_FILES = (".txt", ".json", ".jsonl", ".gz", ".parquet", ".jinja", ".gguf")
+"""Endings of what can only be a file here; a Hub id may have a full stop in it too."""
+
 
 class Listener(Display, Protocol):
     """Is told what happens in a recipe; `upcycle.cli.recipes` prints it."""
@@ -98,7 +101,7 @@ def rehearse(chain: Recipe, listener: Listener, done: Done | None = None) -> Non
 
     Writes nothing; the result of a conversion whose model is elsewhere is None, that of a step which `done` has, and
     which reads nothing that another step would write anew, is `SKIPPED`. Raises InputError for a conversion that would
-    be refused.
+    be refused, and for files that are neither there nor made by an earlier step.
     """
     anew: set[Path] = set()
     for number, request in enumerate(chain.steps, 1):
@@ -107,7 +110,23 @@ def rehearse(chain: Recipe, listener: Listener, done: Done | None = None) -> Non
         if done and done.has(request) and not any(anew & {path, *path.parents} for path in read):
             listener.end(request, SKIPPED)
             continue
+        try:
+            _check_read(request, anew)
+            if isinstance(request, requests.Conversion):
+                here = request.model in BUILT_IN or Path(request.model).expanduser().is_dir()
+                listener.end(request, plan(request) if here else None)
+        except InputError as error:
+            error.add_note(f"this is step {number} of {len(chain.steps)}, {command_of(request).name}")
+            raise
         anew |= {Path(out) for out in [getattr(request, "out", None)] if out}
-        if isinstance(request, requests.Conversion):
-            here = request.model in BUILT_IN or Path(request.model).expanduser().is_dir()
-            listener.end(request, plan(request) if here else None)
+
+
+def _check_read(request: Any, made: set[Path]) -> None:
+    """Raise InputError for what a step reads that is neither here, nor `made` by the steps before it, nor a Hub id."""
+    from upcycle.hub.client import is_hub_id
+
+    for _, said in names_read(request):
+        path = Path(said).expanduser()
+        elsewhere = path.suffix not in _FILES and is_hub_id(said.partition(":")[0])  # org/name:config of a data set
+        if not (said in BUILT_IN or path.exists() or elsewhere or made & {path, *path.parents}):
+            raise InputError("no such file or directory", where=said, hint="the steps before it do not make it either")

@@ -1,9 +1,12 @@
 """Holds back SIGTERM and Ctrl-C until the running step is over and saved; a second signal ends the program at once."""
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+_log = logging.getLogger("upcycle")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -35,6 +38,7 @@ class Interrupt:
         if self.number:
             self.take_effect(number)
         self.number = number
+        _log.info("stopping after this step, which is then saved; a second signal ends at once")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -100,7 +100,8 @@ class Trainee:
     def _save_model(self, directory: Path, weights: Mapping[str, Tensor], *, merged: bool) -> None:
         model = self.model
         if is_adapted(model):
-            model.save_pretrained(directory / DIRECTORY if merged else directory)
+            place = directory / DIRECTORY if merged else directory
+            model.save_pretrained(place, save_embedding_layers=False)  # else peft looks for the base's config
             if merged:
                 model = self._merged(directory / DIRECTORY)
                 weights = state_for_saving(model)
