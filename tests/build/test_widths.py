@@ -58,6 +58,22 @@ def test_plan_says_so(odd: Path, slim: Path, tiny: Path) -> None:
     assert warnings_of(odd, pad_width=True) == ()
 
 
+def test_the_dtype_that_transformers_loads_counts(odd: Path, tmp_path: Path) -> None:
+    """Float32 on disk, 240 bytes a row; config.json says bfloat16, in which transformers loads it: 120 bytes."""
+    wide = tmp_path / "wide"
+    AutoModelForCausalLM.from_pretrained(odd, dtype=torch.float32).save_pretrained(wide)
+    assert warnings_of(wide) == ()
+    edit_json(wide / "config.json", dtype="bfloat16")
+    (told,) = warnings_of(wide)
+    assert told.startswith("FFN width 60 in BF16")
+    out = run_convert(wide, tmp_path / "out", pad_width=True)
+    assert json.loads((out / "config.json").read_bytes())["intermediate_size"] == 64
+    assert AutoModelForCausalLM.from_pretrained(out)(torch.arange(8)[None]).logits.isfinite().all()
+    adapter = draw_adapter(wide, tmp_path / "adapter", "lora")
+    with pytest.raises(UnsupportedError, match="found 60 wide"):
+        run_merge(adapter, wide, tmp_path / "merged")
+
+
 def test_padded_experts_compute_the_same_and_run_by_default(odd: Path, tmp_path: Path) -> None:
     out = run_convert(odd, tmp_path / "out", pad_width=True)
     assert_same_logits(load(out), load(odd), torch.arange(40)[None] * 7 % 96)

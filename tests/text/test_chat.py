@@ -420,3 +420,25 @@ def test_a_process_that_is_not_the_first_says_nothing(
 ) -> None:
     encode(Encoder(templated(PLAIN), quiet=True), Chat(TALK))
     assert caplog.records == []
+
+
+WITH_CALL: dict[str, Any] = {"role": "assistant", "content": "let me see", "tool_calls": [
+    {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]}  # fmt: skip
+
+
+def test_a_template_that_drops_calls_of_tools_is_refused(templated: Callable[..., Any]) -> None:
+    """Else the model would learn to answer with nothing."""
+    tokenizer = templated(CHATML, "<|im_start|>", "<|im_end|>")
+    for content in ("let me see", None):
+        talk: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {**WITH_CALL, "content": content}]
+        with pytest.raises(InputError, match=r"leaves calls of tools out of answers; found a call of weather"):
+            answers(tokenizer, talk)
+
+
+def test_reasoning_beside_the_content_that_a_template_drops_is_told(
+    templated: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = templated(CHATML, "<|im_start|>", "<|im_end|>")
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "because"}]
+    assert answers(tokenizer, talk) == ["a<|im_end|>"]
+    assert "the chat template leaves the reasoning in a field beside the content out of answers" in caplog.text

@@ -179,3 +179,34 @@ def test_wrong_rows(case: str) -> None:
     with pytest.raises(InputError) as caught:
         read(row)
     assert message in str(caught.value)
+
+
+def test_history_of_alpaca_comes_first(encoder: Encoder) -> None:
+    row = {"instruction": "And 3+3?", "output": "6.", "history": [["2+2?", "4."]]}
+    chat = read(row)
+    assert isinstance(chat, Chat)
+    assert [message["content"] for message in chat.messages] == ["2+2?", "4.", "And 3+3?", "6."]
+    (document,) = encoder.encode([Record(chat, "here", 0, Cursor())])
+    assert in_loss(encoder.tokenizer, document) == ["4.<|im_end|>", "6.<|im_end|>"]
+    for wrong in ("2+2?", [["2+2?"]], [[1, 2]]):
+        with pytest.raises(InputError, match=r"wrong type of history; .*expected a list of \[question, answer\]"):
+            read({**row, "history": wrong})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [ASK], "completion": [ANSWER], "system": "Add."},
+        {"instruction": "2+2?", "output": "4.", "tools": json.dumps(TOOLS), "system": "Add."},
+    ],
+)
+def test_a_table_gives_what_json_gives(row: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    one, other = (
+        [record.content for record in source_of(str(tmp_path / f"rows.{kind}"), "text").read(Cursor())]
+        for kind in ("jsonl", "parquet")
+    )
+    assert one == other
+    assert isinstance(one[0], Chat)
+    assert one[0].messages[0] == {"role": "system", "content": "Add."}

@@ -542,3 +542,16 @@ def test_files_of_one_size_are_other_files(tokenizer: Any, tmp_path: Path, caplo
     BlockStream(names, Encoder(tokenizer), seq_len=T, seed=3, held_out=0.5)
     assert held_out_blocks(names[1:], Encoder(tokenizer), seq_len=T, seed=3, fraction=None, limit=4, trained=stream)
     assert caplog.text == ""
+
+
+def test_data_without_a_token_in_the_loss_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    """Else a training would go through its steps and learn nothing."""
+    rows = [{"messages": [{"role": "user", "content": f"hello there friend {n}"},
+                          {"role": "assistant", "content": "hi", "train": False}]} for n in range(40)]  # fmt: skip
+    write_rows(tmp_path / "skipped.jsonl", rows)
+    stream = BlockStream([str(tmp_path / "skipped.jsonl")], Encoder(tokenizer), seq_len=T, seed=0)
+    with pytest.raises(InputError, match=r"no token of the text is in the loss; found [0-9]+ sequences"):
+        stream.next()
+    write_rows(tmp_path / "skipped.jsonl", [*rows, *talks(3)])
+    stream = BlockStream([str(tmp_path / "skipped.jsonl")], Encoder(tokenizer), seq_len=T, seed=0)
+    assert any(stream.next().target_T.any() for _ in range(200))

@@ -197,7 +197,7 @@ def _regrouped(blocks: Iterator[Floats], sizes: Iterable[int]) -> Iterator[Float
 
 def _row_blocks(spec: TensorSpec) -> Iterator[tuple[int, Floats]]:
     """Yield whole rows of a tensor as float32 `(rows, width)`, each time with the number of the first."""
-    width = spec.elements // (spec.shape[0] or 1)
+    width = max(spec.elements // (spec.shape[0] or 1), 1)
     first = 0
     for values in read_blocks(spec, row=width):
         yield first, _single(values).reshape(-1, width)

@@ -6,6 +6,7 @@ A new command is a request, a function that carries it out, and a row here. A ne
 
 from typing import Any
 
+from upcycle.errors import RequestError
 from upcycle.requests.attach import Attach as Attach
 from upcycle.requests.command import Command
 from upcycle.requests.conversion import Convert as Convert
@@ -76,4 +77,8 @@ COMMANDS: dict[str, Command] = {row.name: row for row in _ROWS}
 
 def command_of(request: Request[Any]) -> Command:
     """Return the command whose request this is."""
-    return next(row for row in COMMANDS.values() if row.request is type(request))
+    found = next((row for row in COMMANDS.values() if row.request is type(request)), None)
+    if found is None:
+        names = ", ".join(row.request.__name__ for row in COMMANDS.values())
+        raise RequestError("is no request", found=type(request).__name__, expected=f"one of {names}")
+    return found

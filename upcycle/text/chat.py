@@ -20,6 +20,9 @@ It is the day that Llama 3.1's template writes where nobody tells it another.
 _BLANKS: tuple[dict[str, Any], ...] = ({}, {"content": None}, {"content": ""})
 """What a message without content may have in its place."""
 
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields beside the content in which data sets keep what a model thinks before it answers."""
+
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _DATES = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
@@ -120,9 +123,14 @@ class ChatRenderer:
         """Say when the template leaves out what people think they train on."""
         if any(message["role"] == "system" and not _is_in(message, text) for message in chat.messages[:-1]):
             self.say("the chat template leaves the system message out of conversations that are answered")
-        last = chat.messages[-1]
-        if last["role"] == "assistant" and "</think>" in last.get("content", "") and not _is_in(last, text):
+        answers = [one for number, one in enumerate(chat.messages)
+                   if one["role"] == "assistant" and number not in chat.skipped]  # fmt: skip
+        if any("</think>" in (one.get("content") or "") and not _is_in(one, text) for one in answers):
             self.say("the chat template leaves the reasoning before </think> out of answers")
+        if any(not _is_in({"content": one[name]}, text) for one in answers for name in _REASONING if one.get(name)):
+            self.say("the chat template leaves the reasoning in a field beside the content out of answers")
+        if any(one.get("tool_calls") and one.get("content") and not _is_in(one, text) for one in answers):
+            self.say("the chat template leaves the text beside calls of tools out of answers")
         if not all(_name_of(tool) in text for tool in chat.tools or ()):
             self.say("the chat template leaves the tools out")
 
@@ -139,8 +147,19 @@ def _spans(answers: Answers, chat: Chat, marks: list[Span] | None, where: str) -
             if marks and not chat.skipped:
                 return marks
             raise _ambiguous(where, number) from None
+        _check_calls(message, answers.text[slice(*span)], f"{where}: message {number + 1}")
         spans += [span] if marks is None else [both for mark in marks if (both := _overlap(span, mark))]
     return spans
+
+
+def _check_calls(message: dict[str, Any], answer: str, where: str) -> None:
+    """Raise InputError for calls of tools that the template does not write: an answer of nothing would be trained."""
+    lost = [name for call in message.get("tool_calls") or () if (name := _name_of(call)) not in answer]
+    if lost:
+        raise InputError(
+            "the chat template leaves calls of tools out of answers", where=where, found=f"a call of {lost[0]}",
+            hint="`upcycle convert --chat-template FILE` takes a template that writes them",
+        )  # fmt: skip
 
 
 def _overlap(first: Span, second: Span) -> Span | None:

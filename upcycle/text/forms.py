@@ -98,14 +98,26 @@ def _prompt_completion(row: Row, where: str) -> Content:
 
 
 def _instruction(row: Row, where: str) -> Chat:
-    """Alpaca's instruction with its input as the question, the output as the answer."""
+    """Alpaca's instruction with its input as the question, the output as the answer, behind the turns of history."""
     names = [name for name in ("instruction", "input") if row.get(name)]
     question = "\n\n".join(string_of(row, name, where) for name in names)
-    messages = [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": string_of(row, "output", where)},
-    ]
-    return _chat(row, messages, where)
+    turns = [*_history(row, where), (question, string_of(row, "output", where))]
+    named = [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    return _chat(row, [{"role": role, "content": text} for role, text in named], where)
+
+
+def _history(row: Row, where: str) -> list[tuple[str, str]]:
+    """Earlier questions and answers, `[["2+2?", "4."]]`; the answers are in the loss, too."""
+    history = row.get("history") or []
+    pairs = isinstance(history, list) and all(
+        isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in history
+    )
+    if not pairs:
+        raise InputError(
+            "wrong type of history", where=where, found=kind_of(history), expected="a list of [question, answer]"
+        )
+    return [(turn[0], turn[1]) for turn in history]
 
 
 def _chat(row: Row, messages: list[Row], where: str) -> Chat:
@@ -137,7 +149,7 @@ def _tools(row: Row, where: str) -> list[dict[str, Any]] | None:
 FORMS: tuple[Form, ...] = (
     Form(("messages",), ("tools", "system"), _messages),
     Form(("conversations",), ("tools", "system"), _conversations),
-    Form(("prompt", "completion"), ("tools",), _prompt_completion),
-    Form(("instruction", "output"), ("input", "system"), _instruction),
+    Form(("prompt", "completion"), ("tools", "system"), _prompt_completion),
+    Form(("instruction", "output"), ("input", "history", "tools", "system"), _instruction),
 )
 """Every form but the plain text, whose field `--text-field` names; text is looked for first."""

@@ -28,6 +28,10 @@ class SourceState:
     buffer: tuple[Block, ...] = ()
 
 
+_ENOUGH = 256
+"""Sequences without a token in the loss after which no more is expected."""
+
+
 class ShuffledBlocks:
     """The blocks of one source; the order is a function of `seed` and of the source's number."""
 
@@ -43,6 +47,11 @@ class ShuffledBlocks:
         while not self.buffer:
             self._begin_epoch()
             self._fill()
+        if not self.asks and (self.ended or len(self.buffer) >= _ENOUGH):
+            raise InputError(
+                "no token of the text is in the loss", where=self.documents.source.name,
+                found=f"{len(self.buffer)} sequences without an answer to learn from",
+            )  # fmt: skip
         place = draw(self.seed, SHUFFLE, self.number, self.drawn) % len(self.buffer)
         self.drawn += 1
         self.buffer[place], self.buffer[-1] = self.buffer[-1], self.buffer[place]
@@ -68,6 +77,7 @@ class ShuffledBlocks:
 
     def _set(self, state: SourceState) -> None:
         self.epoch, self.blocks, self.drawn = state.epoch, state.blocks, state.drawn
+        self.asks = state.drawn > 0  # a sequence has come in which the loss asks for a token
         self.ended = False  # should nothing come after the cursor, `_fill` finds out
         self.cursor, self.buffer = state.cursor, list(state.buffer)
         self.packer = Packer(self.seq_len, state.waiting)
@@ -78,6 +88,7 @@ class ShuffledBlocks:
             if (block := self.packer.take()) is not None:
                 self.buffer.append(block)
                 self.blocks += 1
+                self.asks = self.asks or bool(block.target_T.any())
             elif (following := next(self.incoming, None)) is not None:
                 document, self.cursor = following
                 self.packer.add(document)

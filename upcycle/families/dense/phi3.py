@@ -44,7 +44,7 @@ PHI3 = replace(
         "lm_head_bias": Only((False,), NO_BIAS),
         "auto_map": Drop("names code that transformers has had in itself since 4.41"),
     },
-    # Phi3Config reads both old names of the scaling as longrope, and knows no other
-    rope=Rope(theta=10_000.0, aliases={"su": "longrope", "yarn": "longrope"}, only=("longrope",), original_length=4096),
+    # Phi3Config takes yarn for longrope and knows no other scaling; of the old name su it makes an error (5.23)
+    rope=Rope(theta=10_000.0, aliases={"yarn": "longrope"}, only=("longrope",), original_length=4096),
     modules=None,
 )
