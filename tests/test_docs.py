@@ -187,7 +187,12 @@ PYTHON = {
 }
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize(
+    "page", [page if page == "README.md" else pytest.param(page, marks=pytest.mark.slow) for page in WITH_PYTHON]
+)
 def test_the_python_runs(page: str, tmp_path: Path) -> None:
     example = PYTHON.get(page, Example("", "", ""))
     code = "\n".join([example.before, *blocks(page, "python"), example.after])

@@ -50,6 +50,7 @@ def test_tolerance_is_four_times_the_rounding_within_bounds() -> None:
     assert tolerance(0.5) == MOST == 1e-3
 
 
+@pytest.mark.slow  # three proofs
 def test_an_ill_conditioned_merge_is_proven_and_a_slightly_wrong_one_is_not(tiny: Path, tmp_path: Path) -> None:
     """A large random LoRA on the attention turns rounding into more than 1e-5 of the largest logit."""
     base = float32_copy(tiny, tmp_path / "base")

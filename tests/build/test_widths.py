@@ -74,6 +74,7 @@ def test_the_dtype_that_transformers_loads_counts(odd: Path, tmp_path: Path) -> 
         run_merge(adapter, wide, tmp_path / "merged")
 
 
+@pytest.mark.usefixtures("no_second_process")
 def test_padded_experts_compute_the_same_and_run_by_default(odd: Path, tmp_path: Path) -> None:
     out = run_convert(odd, tmp_path / "out", pad_width=True)
     assert_same_logits(load(out), load(odd), torch.arange(40)[None] * 7 % 96)

@@ -365,7 +365,7 @@ def test_plain_transformers_runs_what_is_verified(tiny: Path, converted: Convert
     assert float(said[1]) == pytest.approx(report.figures["parity"]["moe_loss"], rel=0.02)  # bfloat16: 1 / 256
 
 
-@pytest.mark.parametrize(("hidden", "width"), [(50, 48), (40, 60)])
+@pytest.mark.parametrize(("hidden", "width"), [(50, 48), pytest.param(40, 60, marks=pytest.mark.slow)])
 def test_what_plain_transformers_stops_at_is_not_verified(
     hidden: int, width: int, tmp_path: Path, converted: Converted
 ) -> None:
@@ -381,6 +381,7 @@ def test_what_plain_transformers_stops_at_is_not_verified(
     )
 
 
+@pytest.mark.slow  # two processes that import transformers
 def test_as_many_layers_as_fit_run_in_plain_transformers(
     tiny: Path, converted: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

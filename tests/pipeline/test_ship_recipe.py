@@ -39,6 +39,7 @@ def user(client: Client, text: Path) -> Client:
     return client.with_token()
 
 
+@pytest.mark.slow  # each of its commands has a fast test of its own
 def test_from_a_dense_model_to_the_hub_and_nothing_twice(hub: Hub, user: Client) -> None:
     first = user.warm().run("run", "shipped.yaml")
     assert first.returncode == 0, first.stderr

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,6 +19,7 @@ def test_whole_tensors_are_gathered_as_they_are() -> None:
     assert all(found[name] is tensor for name, tensor in TENSORS.items())
 
 
+@pytest.mark.slow  # two processes that import torch.distributed
 def test_shards_are_gathered_under_the_names_of_the_whole(tmp_path: Path) -> None:
     spawn(_gather, args=(str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     for rank in range(2):

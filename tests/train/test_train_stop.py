@@ -403,6 +403,8 @@ def test_a_number_that_is_lost_while_training(
     check_same(run_train(moe, tmp_path / "out", text, **SHORT, resume=True), whole("f32"))
 
 
+STOPPING = "upcycle: stopping after this step, which is then saved; a second signal ends at once"
+
 # -- SIGTERM and SIGINT ------------------------------------------------------------------------------------------------
 
 
@@ -419,7 +421,8 @@ def test_a_signal(
     run.wait_for_step(4)
     run.send(number)
     done = run.end()
-    assert done == (code, [f"upcycle: {word}; step {steps(out)} is saved in {out}, --resume goes on from there"])
+    end = f"upcycle: {word}; step {steps(out)} is saved in {out}, --resume goes on from there"
+    assert done == (code, [STOPPING, end])
     assert max(saved(out)) == steps(out) < STEPS
     check_same(run_train(moe, out, text, **fields_of(kind), resume=True), whole(kind))
 
@@ -491,7 +494,8 @@ def interrupt_twice_while_saving() -> None:
 def test_a_second_signal_while_it_saves(moe: Path, text: Path, whole: Callable[[str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = Command(train_words(moe, out, text, **SHORT), tmp_path / "heard", interrupt_twice_while_saving)
-    assert run.end() == (130, ["upcycle: interrupted; checkpoint-000003 is kept, and --resume continues from it"])
+    end = "upcycle: interrupted; checkpoint-000003 is kept, and --resume continues from it"
+    assert run.end() == (130, [STOPPING, end])
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-000003"]
     check_same(run_train(moe, out, text, **SHORT, resume=True), whole("f32"))
 
