@@ -1,7 +1,7 @@
 # upcycle on an NVIDIA GPU. torch's wheel brings the CUDA libraries; the base image brings what lets a container see the GPU.
 #
 #     docker build -t upcycle .
-#     docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" upcycle plan demo:tiny
+#     docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/models" upcycle plan demo:tiny
 ARG BASE=nvidia/cuda:12.8.1-base-ubuntu24.04
 FROM ${BASE}
 
@@ -12,10 +12,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 ENV PATH=/opt/upcycle/bin:$PATH \
-    HF_HOME=/work/.cache/huggingface \
-    UPCYCLE_CACHE=/work/.cache/upcycle \
-    TORCHINDUCTOR_CACHE_DIR=/work/.cache/inductor \
-    TRITON_CACHE_DIR=/work/.cache/triton \
+    HF_HOME=/models/.cache/huggingface \
+    UPCYCLE_CACHE=/models/.cache/upcycle \
+    TORCHINDUCTOR_CACHE_DIR=/models/.cache/inductor \
+    TRITON_CACHE_DIR=/models/.cache/triton \
     HOME=/tmp
 
 COPY pyproject.toml constraints.txt README.md LICENSE /src/
@@ -25,6 +25,6 @@ RUN python3 -m venv /opt/upcycle \
     && pip install --no-cache-dir --constraint /src/constraints.txt '/src[gguf]' \
     && rm -rf /src
 
-WORKDIR /work
+WORKDIR /models
 ENTRYPOINT ["upcycle"]
 CMD ["--help"]
