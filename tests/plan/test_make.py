@@ -51,7 +51,6 @@ def plan(tmp_path: Path) -> Plan:
         config=CONFIG,
         files={"tokenizer.json": tmp_path / "adapter" / "tokenizer.json"},
         sources={header.path.name: {"size": header.size, "header_sha256": header.sha256} for header in headers},
-        exact=True,
         active_experts=1,
         total_experts=2,
         layers=1,

@@ -11,13 +11,13 @@ from typing import Any
 
 from upcycle.build.experts import Experts, Ffn, Slot
 from upcycle.build.routers import RouterSlot
-from upcycle.checkpoint.header import DTYPE_BITS, Header, TensorSpec
+from upcycle.checkpoint.header import Header, TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import UnsupportedError
 from upcycle.families.config import longest_sequence
 from upcycle.families.match import Match
 from upcycle.families.parts import HEAD, MATRICES, Tensor, dimension
-from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype
+from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
 from upcycle.plan.sources import Copy, Part, Scaled, Source, Stacked, Zeros, random_key, reads
@@ -58,7 +58,6 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
         config=config,
         files=order.files,
         sources={name: {"size": h.size, "header_sha256": h.sha256} for name, h in sorted(order.headers.items())},
-        exact=inexact is None,
         inexact=inexact,
         active_experts=order.top_k,
         total_experts=order.count,
@@ -72,19 +71,13 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
     )
 
 
-def narrowest_dtype(base: Checkpoint, matched: Match, asked: str) -> str:
-    """Return the safetensors dtype of fewest bits in which experts may be run.
-
-    They are written in the dtype of each matrix, and transformers loads them in the one that config.json names; the
-    rows of a matrix must fit grouped_mm in whichever has fewer bits. An `asked` dtype is both.
-    """
+def expert_dtype(base: Checkpoint, matched: Match, asked: str) -> str:
+    """Return the safetensors dtype of fewest bits in which experts may be run; an `asked` dtype is the only one."""
     if asked in DTYPES:
         return DTYPES[asked]
     matrices = [matched.part(base, name, layer) for name in MATRICES for layer in range(matched.layers)]
-    words = {word: dtype for dtype, word in DTYPE_WORDS.items()}
-    named = words.get(str(matched.config.get("dtype") or matched.config.get("torch_dtype")))
-    found = {*(spec.dtype for spec in matrices if spec), *([named] if named else [])}
-    return min(sorted(found), key=lambda dtype: DTYPE_BITS[dtype])
+    word = matched.config.get("dtype") or matched.config.get("torch_dtype")
+    return narrowest_dtype([spec.dtype for spec in matrices if spec], word)
 
 
 def _check_count(matched: Match, order: Order) -> None:

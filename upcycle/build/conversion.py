@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from upcycle.build.builder import Order, build_plan, narrowest_dtype
+from upcycle.build.builder import Order, build_plan, expert_dtype
 from upcycle.build.experts import Experts, Ffn, Slot
 from upcycle.build.methods import method_of
 from upcycle.build.padding import padded
@@ -14,6 +14,7 @@ from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.vocabulary import token_count
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
+from upcycle.plan.dtypes import narrowest_dtype
 from upcycle.plan.plan import Plan
 from upcycle.plan.sources import Copy
 from upcycle.requests import Conversion
@@ -27,7 +28,7 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
     matched = match(checkpoint, request.ignore_config)
     check_router_can_learn(matched.target, request)
     method = method_of(request.method)
-    dtype = narrowest_dtype(checkpoint, matched, request.dtype)
+    dtype = expert_dtype(checkpoint, matched, request.dtype)
 
     def experts(ffn: Ffn, slot: Slot) -> Experts:
         made = method(ffn, slot, request)
@@ -51,7 +52,7 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
 def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> tuple[str, ...]:
     """Return what a user should know before the work is done: a sentence each, none for most conversions."""
     found = (
-        _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(checkpoint, plan, request),
+        _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(plan),
         _vocabulary_warning(checkpoint, plan, request),
     )  # fmt: skip
     return tuple(text for text in found if text)
@@ -69,10 +70,10 @@ def _quantised_warning(directory: Path) -> str | None:
     )
 
 
-def _width_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:
+def _width_warning(plan: Plan) -> str | None:
     """Say of rows at which stock transformers stops what can be done."""
     rows = {"hidden size": plan.hidden, "FFN width": plan.width}
-    dtype = narrowest_dtype(checkpoint, match(checkpoint, request.ignore_config), request.dtype)
+    dtype = narrowest_dtype((write.dtype for write in plan.writes if write.role == "experts"), plan.config["dtype"])
     problem = grouped_mm_problem(rows, dtype)
     if problem is None:
         return None

@@ -9,7 +9,7 @@
 """
 
 from upcycle.build.adapter_experts import AdapterExperts
-from upcycle.build.builder import Order, build_plan, narrowest_dtype
+from upcycle.build.builder import Order, build_plan, expert_dtype
 from upcycle.build.methods import method_of
 from upcycle.build.side_files import merged_side_files
 from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec, read_header
@@ -55,7 +55,7 @@ def _check_width(base: Checkpoint, matched: Match, adapter: AdapterExperts, requ
     """Raise UnsupportedError for rows at which stock transformers stops: before the work, not at its proof."""
     dense, hidden = matched.sizes["F"], matched.sizes["D"]
     width = adapter.rank if matched.target.has_shared else dense + adapter.rank * (adapter.kind == "bottleneck")
-    dtype = narrowest_dtype(base, matched, request.dtype)
+    dtype = expert_dtype(base, matched, request.dtype)
     multiple = row_multiple(dtype)
     if problem := grouped_mm_problem({"hidden size": hidden}, dtype):
         hint = "--dtype f32" if request.dtype != "f32" and not grouped_mm_problem({"": hidden}, "F32") else None

@@ -90,7 +90,6 @@ class Plan:
     config: Mapping[str, Any]  # of the output model
     files: Mapping[str, Path]  # side files copied as they are: output name -> source
     sources: Mapping[str, Mapping[str, Any]]  # source files: name -> size and header sha256
-    exact: bool  # the output computes what the source computes
     active_experts: int  # experts that one token uses, of `total_experts`
     total_experts: int
     layers: int
@@ -101,6 +100,11 @@ class Plan:
     vocabulary: int  # rows of the embedding
     inexact: str | None = None  # why the output computes something else than the source, where it does
     reader_limits: tuple[str, ...] = ()  # what other programs do not compute of it, a sentence each
+
+    @property
+    def exact(self) -> bool:
+        """Whether the output computes what the source computes."""
+        return self.inexact is None
 
     @property
     def writes(self) -> list[Write]:

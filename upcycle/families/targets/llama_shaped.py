@@ -1,4 +1,4 @@
-"""Tensors that mixtures of experts share with the llama whose attention, norms and embeddings they keep."""
+"""Tensors that mixtures of experts share with one another, and with the llama whose attention and norms they keep."""
 
 from upcycle.families.parts import Tensor
 from upcycle.families.targets.target import Config, Limit
@@ -19,6 +19,22 @@ CARRIED = (
     Tensor("head", "lm_head.weight", ("V", "D"), ("head",)),
 )
 """Everything but the FFN."""
+
+
+MLP_EXPERTS = (
+    Tensor("router", LAYER + "mlp.gate.weight", ("E", "D"), ("router",)),
+    Tensor("experts", LAYER + "mlp.experts.{expert}.gate_proj.weight", ("M", "D"), ("expert.gate",)),
+    Tensor("experts", LAYER + "mlp.experts.{expert}.up_proj.weight", ("M", "D"), ("expert.up",)),
+    Tensor("experts", LAYER + "mlp.experts.{expert}.down_proj.weight", ("D", "M"), ("expert.down",)),
+)
+"""Router and experts, named as the Qwen mixtures name them on disk."""
+
+STACKED = {
+    "mlp.gate.weight": ("router",),
+    "mlp.experts.gate_up_proj": ("expert.gate", "expert.up"),
+    "mlp.experts.down_proj": ("expert.down",),
+}
+"""Router and experts of a layer as most stock classes hold them in memory."""
 
 
 def window(config: Config) -> float:

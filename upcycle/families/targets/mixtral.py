@@ -2,7 +2,7 @@
 
 from upcycle.families.parts import Tensor
 from upcycle.families.readers import Readers
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS, STACKED
 from upcycle.families.targets.target import Router, Target
 
 _SPARSE = LAYER + "block_sparse_moe."
@@ -28,11 +28,7 @@ MIXTRAL = Target(
     router=Router("mlp.gate", scores="softmax", renormalises=True),
     block="mlp",
     experts="mlp.experts",
-    stacked={
-        "mlp.gate.weight": ("router",),
-        "mlp.experts.gate_up_proj": ("expert.gate", "expert.up"),
-        "mlp.experts.down_proj": ("expert.down",),
-    },
+    stacked=STACKED,
     limits=LIMITS,
     readers=Readers("compared", ("default", "linear", "yarn", "llama3")),
 )

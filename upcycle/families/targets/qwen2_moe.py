@@ -5,7 +5,7 @@ down projection is doubled.
 """
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS, MLP_EXPERTS, STACKED
 from upcycle.families.targets.target import Router, Target
 
 _MLP = LAYER + "mlp."
@@ -25,10 +25,7 @@ QWEN2_MOE = Target(
         # the shared expert counts sigmoid(gate) = sigmoid(0) = 1/2
         Tensor("shared", _MLP + "shared_expert.down_proj.weight", ("D", "S"), ("shared.down",), factor=2.0),
         Tensor("shared", _MLP + "shared_expert_gate.weight", ("1", "D")),
-        Tensor("router", _MLP + "gate.weight", ("E", "D"), ("router",)),
-        Tensor("experts", _MLP + "experts.{expert}.gate_proj.weight", ("M", "D"), ("expert.gate",)),
-        Tensor("experts", _MLP + "experts.{expert}.up_proj.weight", ("M", "D"), ("expert.up",)),
-        Tensor("experts", _MLP + "experts.{expert}.down_proj.weight", ("D", "M"), ("expert.down",)),
+        *MLP_EXPERTS,
     ),
     fields={
         "num_experts": "E",
@@ -48,11 +45,7 @@ QWEN2_MOE = Target(
     router=Router("mlp.gate", scores="softmax", renormalises=True),
     block="mlp",
     experts="mlp.experts",
-    stacked={
-        "mlp.gate.weight": ("router",),
-        "mlp.experts.gate_up_proj": ("expert.gate", "expert.up"),
-        "mlp.experts.down_proj": ("expert.down",),
-    },
+    stacked=STACKED,
     limits=(
         *LIMITS,
         (lambda _: True, "llama.cpp and mlx-lm ignore norm_topk_prob: they weigh the experts too little"),

@@ -1,10 +1,8 @@
 """Qwen3-MoE: what qwen3 becomes."""
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, MLP_EXPERTS, STACKED
 from upcycle.families.targets.target import Router, Target
-
-_MLP = LAYER + "mlp."
 
 QWEN3_MOE = Target(
     model_type="qwen3_moe",
@@ -14,10 +12,7 @@ QWEN3_MOE = Target(
         *CARRIED,
         Tensor("norms", LAYER + "self_attn.q_norm.weight", ("H",), ("norm.q",)),
         Tensor("norms", LAYER + "self_attn.k_norm.weight", ("H",), ("norm.k",)),
-        Tensor("router", _MLP + "gate.weight", ("E", "D"), ("router",)),
-        Tensor("experts", _MLP + "experts.{expert}.gate_proj.weight", ("M", "D"), ("expert.gate",)),
-        Tensor("experts", _MLP + "experts.{expert}.up_proj.weight", ("M", "D"), ("expert.up",)),
-        Tensor("experts", _MLP + "experts.{expert}.down_proj.weight", ("D", "M"), ("expert.down",)),
+        *MLP_EXPERTS,
     ),
     fields={"num_experts": "E", "num_local_experts": "E", "num_experts_per_tok": "top_k", "moe_intermediate_size": "M"},
     constants={
@@ -32,11 +27,7 @@ QWEN3_MOE = Target(
     router=Router("mlp.gate", scores="softmax", renormalises=True),
     block="mlp",
     experts="mlp.experts",
-    stacked={
-        "mlp.gate.weight": ("router",),
-        "mlp.experts.gate_up_proj": ("expert.gate", "expert.up"),
-        "mlp.experts.down_proj": ("expert.down",),
-    },
+    stacked=STACKED,
     limits=(
         (lambda config: config["hidden_act"] != "silu", "llama.cpp and vLLM compute SiLU whatever hidden_act says"),
     ),
