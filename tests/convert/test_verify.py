@@ -22,7 +22,7 @@ from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.convert import plain
 from upcycle.convert.parity import run_both
 from upcycle.errors import CheckpointError, InputError
-from upcycle.families.config import find_pair
+from upcycle.families.config import find_pairs
 from upcycle.moe.clean_run import CleanRun
 from upcycle.moe.memory import memory_needed
 from upcycle.moe.probe import LEARNING_RATE, probe_layer
@@ -265,7 +265,7 @@ def test_figures_are_those_of_stock_transformers(tiny: Path, converted: Converte
     moe = converted(tiny, noise=0.3)  # noise, so that the gradients are not zero
     one, other = open_checkpoint(tiny), open_checkpoint(moe)
     ids = random_ids(96, 40)
-    parity = run_both(one, other, find_pair(one.config), ids)
+    parity = run_both(one, other, find_pairs(one.config)[0], ids)
     stock_dense = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     stock = AutoModelForCausalLM.from_pretrained(moe, dtype=torch.float32)
     with torch.no_grad():
@@ -284,7 +284,7 @@ def test_figures_are_those_of_stock_transformers(tiny: Path, converted: Converte
 def test_the_gradient_after_a_step_is_what_autograd_gives(tiny: Path, converted: Converted) -> None:
     """The probe's closed form against a stock layer whose down projections really make the step."""
     stock = AutoModelForCausalLM.from_pretrained(converted(tiny), dtype=torch.float32, experts_implementation="eager")
-    layer, target = stock.model.layers[0], find_pair(open_checkpoint(tiny).config).target
+    layer, target = stock.model.layers[0], find_pairs(open_checkpoint(tiny).config)[0].target
     torch.manual_seed(0)
     hidden, above = torch.randn(1, 20, 32), torch.randn(1, 20, 32)
     positions = stock.model.rotary_emb(hidden, position_ids=torch.arange(20)[None])

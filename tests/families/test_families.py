@@ -8,22 +8,23 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaConfig, MistralConfig, MixtralConfig, Phi3Config, Qwen3Config, Qwen3MoeConfig
+from transformers import CONFIG_MAPPING, MixtralConfig
 
 from tests.conftest import edit_json
+from tests.families.models import MODELS
 from tests.models import SMALL
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import CheckpointError, InputError, RequestError, UnsupportedError
-from upcycle.families.config import ACTIVATIONS, find_pair, target_config
+from upcycle.families.config import ACTIVATIONS, find_pairs, target_config
 from upcycle.families.match import match
-from upcycle.families.pairs import DENSE, PAIRS, Pair, pair_of
+from upcycle.families.pairs import DENSE, PAIRS, TARGETS, Pair, pair_of
 from upcycle.families.parts import ROLES, dimension
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
 from upcycle.families.rope import TYPES
 from upcycle.families.rules import Carry, Keep, Rule
 
-CONFIGS: dict[str, Any] = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen3": Qwen3Config, "phi3": Phi3Config}
-MOE_CONFIGS: dict[str, Any] = {"mixtral": MixtralConfig, "qwen3_moe": Qwen3MoeConfig}
+CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in DENSE}
+MOE_CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in TARGETS}
 MIXTRALS = ("llama", "mistral")
 """Dense models that share the sentences of what mixtral cannot express."""
 
@@ -43,7 +44,7 @@ def carried(pair: Pair) -> list[tuple[str, Carry]]:
 
 def refused(config: dict[str, Any], **options: Any) -> InputError:
     with pytest.raises(UnsupportedError) as caught:
-        target_config(find_pair(config), config, **options)
+        target_config(find_pairs(config)[0], config, **options)
     return caught.value
 
 
@@ -57,9 +58,10 @@ def with_config(directory: Path, **changes: Any) -> Checkpoint:
 # -- the table against transformers -----------------------------------------------------------------------------------
 
 
-def test_every_dense_model_of_the_table_is_tested() -> None:
-    assert set(CONFIGS) == set(DENSE)
-    assert {pair_of(name).target.model_type for name in DENSE} == set(MOE_CONFIGS)
+def test_every_pair_is_tested_from_end_to_end() -> None:
+    made = {(model.model_type, model.becomes) for model in MODELS.values()}
+    made |= {("llama", "mixtral"), ("mistral", "mixtral")}  # in tests/convert
+    assert made == {(pair.dense.model_type, pair.target.model_type) for pair in PAIRS if "full" in pair.forms}
 
 
 def test_defaults_are_those_of_the_dense_class(pair: Pair) -> None:
@@ -123,7 +125,11 @@ def test_every_part_of_a_dense_model_has_one_place_in_its_target() -> None:
         placed = [
             part.replace("expert.", "").replace("shared.", "") for row in pair.target.tensors for part in row.parts
         ]
-        assert set(placed) - {"router"} == set(pair.dense.parts), (pair.dense.model_type, pair.target.model_type)
+        refused = {name for name, rule in pair.fields.items() if not isinstance(rule, Carry)}
+        parts = {
+            name for name, place in pair.dense.parts.items() if place.when is None or place.when.field not in refused
+        }
+        assert parts <= set(placed), (pair.dense.model_type, pair.target.model_type)
         assert {row.role for row in pair.target.tensors} <= set(ROLES)
 
 
@@ -193,7 +199,7 @@ def test_another_architecture(found: Any) -> None:
 @pytest.mark.parametrize("architectures", [None, ["LlamaForCausalLM"]])
 def test_the_architecture_may_be_unsaid(architectures: Any) -> None:
     config = {**LLAMA, "architectures": architectures}
-    assert target_config(find_pair(config), config)["architectures"] == ["MixtralForCausalLM"]
+    assert target_config(find_pairs(config)[0], config)["architectures"] == ["MixtralForCausalLM"]
 
 
 # -- fields that cannot be expressed ----------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def plan(tmp_path: Path) -> Plan:
         active_experts=1,
         total_experts=2,
         layers=1,
+        sparse_layers=1,
         cache_width=8,
         longest=64,
         hidden=8,

@@ -34,7 +34,9 @@ class Draft:
     changes: tuple[Change, ...]
 
 
-def changes_of(plan: Plan, base: Checkpoint, matched: Match, adapter: AdapterExperts) -> Iterator[Change]:
+def changes_of(
+    plan: Plan, base: Checkpoint, matched: Match, adapter: AdapterExperts, *, compact: bool
+) -> Iterator[Change]:
     """Yield what tells each expert from the base: of a bottleneck its down projection alone, which begins at zero."""
     writes = {write.name: write for write in plan.writes}
     for matrix in ("down",) if adapter.kind == "bottleneck" else MATRICES:
@@ -49,7 +51,7 @@ def changes_of(plan: Plan, base: Checkpoint, matched: Match, adapter: AdapterExp
                     continue
                 down = narrow_expert(layer, number, adapter).down
                 added = Write(write.name, write.dtype, (matched.sizes["D"], adapter.rank), "experts", down)
-                column = 0 if matched.target.has_shared else matched.sizes["F"]
+                column = 0 if compact else matched.sizes["F"]
                 index = None if tensor.per_expert else number
                 yield Change(layer, number, added, Zeros(), write.name, index=index, column=column)
 

@@ -86,9 +86,10 @@ def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoi
     saved = open_experts(adapter, match(checkpoint))
     saved.adapter.check_base(base)
     check_mergeable(saved, request)
-    matched = match(checkpoint, target=(request.target or DEFAULT_COMPACT) if request.to == "compact" else None)
+    target = (request.target or DEFAULT_COMPACT) if request.to == "compact" else None
+    matched = match(checkpoint, target=target, form=request.to)
     plan = plan_merge(checkpoint, matched, saved, request)
-    drafted = Draft(plan, tuple(changes_of(plan, checkpoint, matched, saved)))
+    drafted = Draft(plan, tuple(changes_of(plan, checkpoint, matched, saved, compact=request.to == "compact")))
     refuse_unchanged(drafted, adapter)
     return drafted, checkpoint, saved
 

@@ -20,7 +20,7 @@ from upcycle.families.parts import HEAD, MATRICES, Tensor, dimension
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
-from upcycle.plan.sources import Copy, Part, Scaled, Source, Stacked, Zeros, random_key, reads
+from upcycle.plan.sources import Copy, Fold, Ones, Part, Scaled, Source, Stacked, Zeros, random_key, reads
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Order:
     count: int  # experts of each layer
     top_k: int
     router: Callable[[RouterSlot], Source]
-    carried: Callable[[TensorSpec], Source]  # of everything that is no FFN
+    carried: Callable[[TensorSpec], Part]  # of everything that is no FFN
     seed: int
     dtype: str  # as `requests` has it: keep, f32, f16, bf16
     shard_bytes: int
     files: Mapping[str, Path]  # to be copied beside the weights
+    sparse: tuple[bool, ...]  # of each layer: whether it gets experts
+    shared: bool  # a shared expert, which every token uses, stands beside them
     headers: Mapping[str, Header]  # of the files that are read, by their names in the receipt
 
 
@@ -62,7 +64,8 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
         active_experts=order.top_k,
         total_experts=order.count,
         layers=matched.layers,
-        cache_width=2 * matched.sizes["K"] * matched.layers,
+        sparse_layers=sum(order.sparse),
+        cache_width=matched.cache_width,
         longest=longest_sequence(config),
         hidden=matched.sizes["D"],
         width=layout.width,
@@ -101,11 +104,11 @@ class _Layout:
     def __init__(self, base: Checkpoint, matched: Match, order: Order) -> None:
         self._base, self._matched, self._order = base, matched, order
         self._asked = DTYPES.get(order.dtype)
-        used = [name for _, _, name in matched.dense.tensors(matched.layers) if name in base.tensors]
+        used = [name for _, _, name in matched.tensors() if name in base.tensors]
         self._main = self._asked or main_dtype(base.tensors[name] for name in used)
         self._own = {header.path for header in base.headers.values()}
-        self._experts = [self._experts_of(layer) for layer in range(matched.layers)]
-        first = self._experts[0]
+        self._experts = {layer: self._experts_of(layer) for layer, sparse in enumerate(order.sparse) if sparse}
+        first = next(iter(self._experts.values()))
         self._sizes = {
             **matched.sizes,
             "E": order.count,
@@ -113,7 +116,13 @@ class _Layout:
             "S": first.shared.width if first.shared else 0,
         }
         self.width = first.ffns[0].width
-        self.inexact = next((made.inexact for made in self._experts if made.inexact), None)
+        self.inexact = next((made.inexact for made in self._experts.values() if made.inexact), None)
+        self._config = self._target_config()
+        self._decides = {
+            **self._config,
+            "ffn": ["sparse" if sparse else "dense" for sparse in order.sparse],
+            "shared": order.shared,
+        }
 
     def writes(self) -> list[Write]:
         """Return every output tensor, in the order of the source file, experts side by side."""
@@ -129,13 +138,19 @@ class _Layout:
 
         return sorted(writes, key=first_read)
 
-    def config(self, writes: list[Write]) -> dict[str, Any]:
-        """Return the output's config."""
-        carried, target = self._matched.config, self._matched.target
+    def _target_config(self) -> dict[str, Any]:
+        """Return the output's config, all but its dtype."""
+        target, choice = self._matched.target, self._matched.target.layer_choice
         chosen = {**self._sizes, "top_k": self._order.top_k, "scale": self._sizes["H"] ** -0.5}
-        config = dict(carried)
+        config = dict(self._matched.config)
         config.update({name: chosen[letter] for name, letter in target.fields.items()})
         config.update({**target.constants, **self._matched.pair.constants})
+        config.update((choice.fields(self._order.sparse) if choice else None) or {})
+        return config
+
+    def config(self, writes: list[Write]) -> dict[str, Any]:
+        """Return the output's config."""
+        carried, config = self._matched.config, dict(self._config)
         # transformers 5 reads `dtype`, programs made for 4 read `torch_dtype`; by default the dense model's own word
         named = carried.get("dtype") or carried.get("torch_dtype")
         word = named if not self._asked and named else DTYPE_WORDS[self._asked or main_dtype(writes)]
@@ -150,7 +165,7 @@ class _Layout:
 
         gate = matrix("gate") if "gate" in self._matched.dense.parts else None
         ffn = Ffn(gate, matrix("up"), matrix("down"), self._matched.sizes["F"])
-        slot = Slot(layer, self._matched.sizes["D"], self._matched.target.has_shared, partial(self._key, layer))
+        slot = Slot(layer, self._matched.sizes["D"], self._order.shared, partial(self._key, layer))
         return self._order.experts(ffn, slot)
 
     def _key(self, layer: int, expert: int, matrix: str) -> str:
@@ -162,10 +177,12 @@ class _Layout:
         return random_key(self._order.seed, name if alone else f"{name}:{expert}:{matrix}")
 
     def _writes_of(self, tensor: Tensor, layer: int) -> Iterator[Write]:
+        if tensor.when and not tensor.when.holds(self._decides, layer):
+            return
+        if tensor.parts == (HEAD,) and self._matched.tied and self._matched.part(self._base, HEAD) is None:
+            return
         for number in range(self._order.count) if tensor.per_expert else (None,):
             name = tensor.name.format(layer=layer, expert=number)
-            if tensor.parts == (HEAD,) and self._matched.part(self._base, HEAD) is None:
-                continue
             shape = tuple(dimension(letters, self._sizes) for letters in tensor.shape)
             source = self._source(tensor, name, layer, number)
             yield Write(name, self._dtype(source), shape, tensor.role, source)
@@ -175,13 +192,24 @@ class _Layout:
             slot = RouterSlot(layer, self._order.count, self._matched.sizes["D"], random_key(self._order.seed, name))
             return self._order.router(slot)
         if not tensor.parts:
-            return Zeros()
+            return Ones() if tensor.fill else Zeros()
         if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared"):
             parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
             return parts[0] if len(parts) == 1 else Stacked(parts)
-        (part,) = tensor.parts
+        if tensor.fill is not None and self._matched.place(tensor.parts[0], layer) is None:
+            return Ones() if tensor.fill else Zeros()
+        carried = tuple(self._carried(part, layer) for part in tensor.parts)
+        return carried[0] if len(carried) == 1 else Stacked(carried)
+
+    def _carried(self, part: str, layer: int) -> Part:
+        """Return what is no FFN as the pair has it; a head that is no longer tied is what the embeddings were."""
         spec = self._matched.part(self._base, part, layer)
-        assert spec is not None  # noqa: S101 - as above
+        if spec is None and part == HEAD:
+            spec = self._matched.part(self._base, "embeddings")
+        assert spec is not None  # noqa: S101 - `match` has found every tensor but the head
+        change = self._matched.pair.changes.get(part)
+        if change:
+            return Fold(spec, change.add, change.scale(self._matched.sizes))
         return self._order.carried(spec)
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from upcycle.build.builder import Order, build_plan, expert_dtype
 from upcycle.build.experts import Experts, Ffn, Slot
+from upcycle.build.layers import sparse_layers
 from upcycle.build.methods import method_of
 from upcycle.build.padding import padded
 from upcycle.build.routers import ROUTERS, check_router_can_learn, router_warning
@@ -25,7 +26,7 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
 
     Raises CheckpointError, UnsupportedError or RequestError for all that would go wrong, before a byte is written.
     """
-    matched = match(checkpoint, request.ignore_config)
+    matched = match(checkpoint, request.ignore_config, request.target)
     check_router_can_learn(matched.target, request)
     method = method_of(request.method)
     dtype = expert_dtype(checkpoint, matched, request.dtype)
@@ -44,6 +45,8 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
         dtype=request.dtype,
         shard_bytes=request.shard_bytes(),
         files=side_files(checkpoint.directory, request),
+        sparse=sparse_layers(matched, request.layers),
+        shared=False,
         headers=checkpoint.headers,
     )
     return build_plan(checkpoint, matched, order)

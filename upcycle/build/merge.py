@@ -19,7 +19,7 @@ from upcycle.families.grouped import grouped_mm_problem, row_multiple
 from upcycle.families.match import Match
 from upcycle.plan.dtypes import DTYPE_WORDS
 from upcycle.plan.plan import Plan
-from upcycle.plan.sources import Copy, LowRank, Source
+from upcycle.plan.sources import Copy, LowRank, Part
 from upcycle.requests.merge import Merge
 
 
@@ -32,7 +32,7 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
 
     method = method_of(adapter.kind)
 
-    def carried(spec: TensorSpec) -> Source:
+    def carried(spec: TensorSpec) -> Part:
         pair = adapter.update(spec.name) if adapter.attention_rank else None
         return LowRank(spec, *pair, adapter.attention_scaling) if pair else Copy(spec)
 
@@ -46,6 +46,8 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
         dtype=request.dtype,
         shard_bytes=request.shard_bytes(),
         files=merged_side_files(base.directory, adapter.directory),
+        sparse=(True,) * matched.layers,
+        shared=request.to == "compact",
         headers={**base.headers, adapter.weights.name: read_header(adapter.weights)},
     )
     return build_plan(base, matched, order)
@@ -54,7 +56,7 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
 def _check_width(base: Checkpoint, matched: Match, adapter: AdapterExperts, request: Merge) -> None:
     """Raise UnsupportedError for rows at which stock transformers stops: before the work, not at its proof."""
     dense, hidden = matched.sizes["F"], matched.sizes["D"]
-    width = adapter.rank if matched.target.has_shared else dense + adapter.rank * (adapter.kind == "bottleneck")
+    width = adapter.rank if request.to == "compact" else dense + adapter.rank * (adapter.kind == "bottleneck")
     dtype = expert_dtype(base, matched, request.dtype)
     multiple = row_multiple(dtype)
     if problem := grouped_mm_problem({"hidden size": hidden}, dtype):

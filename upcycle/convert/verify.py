@@ -21,7 +21,7 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.convert.receipt import request_of
 from upcycle.convert.record import Record
-from upcycle.families.config import find_pair
+from upcycle.families.config import find_pairs
 from upcycle.families.pairs import Pair
 from upcycle.figures import FIGURES, bound_of
 from upcycle.message import listed
@@ -133,7 +133,7 @@ def _check_function(
     from upcycle.convert.plain import report_plain
     from upcycle.text.read import random_ids, read_text, token_ids
 
-    pair = find_pair(dense.config)
+    pair = find_pairs(dense.config, plan.config["model_type"])[0]
     if not plan.exact:
         text = f"changed on purpose ({plan.inexact}): differences below are expected"
         report.lines.append(Line("function", "note", text))

@@ -5,7 +5,7 @@ from typing import Any
 
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
-from upcycle.families.pairs import DENSE, Pair, pair_of
+from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
 from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
 from upcycle.message import listed, quoted
 
@@ -25,8 +25,8 @@ ALREADY_MOE = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_
 _MAX_PROBLEMS = 8  # told at once
 
 
-def find_pair(config: Mapping[str, Any], target: str | None = None) -> Pair:
-    """Return the pair of a dense model's config and a target's type, or the dense model's first pair.
+def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form = "full") -> tuple[Pair, ...]:
+    """Return the pairs of the dense model that a config names, in the order of preference; `target` leaves one.
 
     Raises UnsupportedError when there is none.
     """
@@ -43,13 +43,34 @@ def find_pair(config: Mapping[str, Any], target: str | None = None) -> Pair:
             found=f"model_type {quoted(model_type)}",
             expected=f"one of {', '.join(DENSE)}",
         )
-    pair = pair_of(model_type, target)
-    architectures = config.get("architectures")
-    if architectures not in (None, [pair.dense.model_class]):
+    pairs = pairs_of(model_type, target, form)
+    architectures, model_class = config.get("architectures"), pairs[0].dense.model_class
+    if architectures not in (None, [model_class]):
         raise UnsupportedError(
-            "the checkpoint holds another kind of model", found=short(architectures), expected=pair.dense.model_class
+            "the checkpoint holds another kind of model", found=short(architectures), expected=model_class
         )
-    return pair
+    return pairs
+
+
+def fitting(
+    config: Mapping[str, Any], ignored_fields: Sequence[str] = (), target: str | None = None, form: Form = "full"
+) -> tuple[Pair, dict[str, Any]]:
+    """Return the first pair whose target can express a dense config, and the target's config.
+
+    Raises UnsupportedError with what stops each target; see `find_pairs` and `target_config`.
+    """
+    problems: list[UnsupportedError] = []
+    for pair in find_pairs(config, target, form):
+        try:
+            return pair, target_config(pair, config, ignored_fields)
+        except UnsupportedError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    told = list(dict.fromkeys(map(str, problems)))
+    raise UnsupportedError(
+        f"no mixture of experts can express this model: {listed(told, _MAX_PROBLEMS, between='; or ', cut=800)}"
+    )
 
 
 def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequence[str] = ()) -> dict[str, Any]:
@@ -75,13 +96,14 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
             hint="if a field has no influence, --ignore-config NAME leaves it out" if unknown else None,
         )
     _derive_heads(config, result)
-    result.update(rope.rope_fields(config, pair.dense.rope))
+    result.update(rope.rope_fields(config, pair.dense.rope, partial=pair.target.partial_rotary))
     return result
 
 
-def sizes_of(config: Mapping[str, Any]) -> dict[str, int]:
+def sizes_of(pair: Pair, config: Mapping[str, Any]) -> dict[str, int]:
     """Return what the letters of `families.parts` stand for in a target's config, and L, its layers."""
-    return {
+    own = {letter: size(config) for letter, size in pair.dense.sizes.items()}
+    return own | {
         "V": config["vocab_size"],
         "D": config["hidden_size"],
         "F": config["intermediate_size"],
@@ -105,7 +127,7 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
         value = config.get(name, rule.default)
         if value is None and rule.kind == "number or null":  # the dense class takes null for its default
             value = rule.default
-        result[name] = value
+        result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
     if isinstance(rule, Keep) and name in config:
         result[name] = value

@@ -4,17 +4,17 @@ Everything is accounted for: a config field or tensor without a rule is refused 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from upcycle.checkpoint.header import TensorSpec, rows_of
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import CheckpointError, InputError, UnsupportedError
-from upcycle.families.config import find_pair, sizes_of, target_config
+from upcycle.families.config import find_pairs, fitting, sizes_of
 from upcycle.families.dense.dense import Dense
-from upcycle.families.pairs import Pair
-from upcycle.families.parts import HEAD, dimension
+from upcycle.families.pairs import Form, Pair
+from upcycle.families.parts import HEAD, Place, dimension
 from upcycle.families.targets.target import Target
 from upcycle.message import quoted
 
@@ -30,6 +30,7 @@ class Match:
     """A dense checkpoint seen as one side of a pair."""
 
     pair: Pair
+    dense_config: Mapping[str, Any]
     config: Mapping[str, Any]  # the target's, but for what a request chooses
     sizes: Mapping[str, int]  # what the letters of `families.parts` stand for, and L layers
 
@@ -48,30 +49,62 @@ class Match:
         """The number of layers."""
         return self.sizes["L"]
 
+    @property
+    def cache_width(self) -> int:
+        """The number of keys and values that one token leaves in the cache, in all layers."""
+        parts = ("attention.k", "attention.v")
+        places = [self.place(part, layer) for part in parts for layer in range(self.layers)]
+        ends = [self.shape(place.rows or ("0", place.shape[0])) for place in places if place]
+        return sum(end - first for first, end in ends)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output's head is its embeddings."""
+        return bool(self.pair.constants.get("tie_word_embeddings", self.config["tie_word_embeddings"]))
+
+    def place(self, part: str, layer: int = 0) -> Place | None:
+        """Return the place of a part of the dense model; None where it has no such part, or not in this layer."""
+        place = self.dense.parts.get(part)
+        return place if place and (place.when is None or place.when.holds(self.dense_config, layer)) else None
+
+    def tensors(self) -> Iterator[tuple[str, Place, str]]:
+        """Yield every tensor that the dense checkpoint has, as (one of its parts, its place, its name)."""
+        seen = set()
+        for part, place in self.dense.parts.items():
+            for layer in range(self.layers) if place.per_layer else (0,):
+                name = place.tensor.format(layer=layer)
+                if name not in seen and self.place(part, layer):  # else it holds other rows of the same one
+                    seen.add(name)
+                    yield part, place, name
+
     def shape(self, letters: Sequence[str]) -> tuple[int, ...]:
         """Return the shape that `letters` stand for."""
         return tuple(dimension(letter, self.sizes) for letter in letters)
 
     def part(self, checkpoint: Checkpoint, part: str, layer: int = 0) -> TensorSpec | None:
-        """Return where a part of the dense model lies in `checkpoint`; None for the head of tied embeddings."""
-        place = self.dense.parts[part]
-        spec = checkpoint.tensors.get(place.tensor.format(layer=layer))
-        if spec is None or place.rows is None:
+        """Return where a part of the dense model lies in `checkpoint`; None where it is not there, as a tied head."""
+        place = self.place(part, layer)
+        spec = checkpoint.tensors.get(place.tensor.format(layer=layer)) if place else None
+        if spec is None or place is None or place.rows is None:
             return spec
         first, end = self.shape(place.rows)
         return rows_of(spec, first, end)
 
 
-def match(checkpoint: Checkpoint, ignored_fields: Sequence[str] = (), target: str | None = None) -> Match:
-    """Find the pair of `checkpoint` and hold its config and tensors against it; `target` is the mixture's type.
+def match(
+    checkpoint: Checkpoint, ignored_fields: Sequence[str] = (), target: str | None = None, form: Form = "full"
+) -> Match:
+    """Find the pair of `checkpoint` and hold its config and tensors against it.
+
+    `target` is the mixture's type; without one it is the first that can express the config.
 
     Raises UnsupportedError for what the target cannot express, CheckpointError for a config that lies about the
     tensors. `ignored_fields` names config fields that the user declares to have no influence.
     """
-    pair = find_pair(checkpoint.config, target)
+    find_pairs(checkpoint.config, target, form)
     _refuse_quantised(checkpoint)
-    config = target_config(pair, checkpoint.config, ignored_fields)
-    matched = Match(pair, config, sizes_of(config))
+    pair, config = fitting(checkpoint.config, ignored_fields, target, form)
+    matched = Match(pair, checkpoint.config, config, sizes_of(pair, config))
     _check_tensors(matched, checkpoint)
     return matched
 
@@ -98,7 +131,7 @@ def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
     _check_layers(matched, checkpoint)
     tied = matched.config["tie_word_embeddings"]
     expected: set[str] = set()
-    for part, place, name in dense.tensors(matched.layers):
+    for part, place, name in matched.tensors():
         expected.add(name)
         spec = tensors.get(name)
         if spec is None:

@@ -7,14 +7,16 @@ tensors is made of (`Tensor`). Experts, shared experts and routers are parts of 
 
 Shapes are written in letters, resolved from the config: V vocabulary, D hidden, F the dense FFN's neurons, Q query
 width (heads x head_dim), K key/value width, H head_dim, E experts, M neurons of an expert, S neurons of the shared
-expert, digits for themselves; `2F` is twice F and `Q+2K` a sum. `{layer}` and `{expert}` in a name stand for numbers.
+expert, digits for themselves; `2F` is twice F and `Q+2K` a sum. A dense model may have letters of its own. `{layer}`
+and `{expert}` in a name stand for numbers.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
-ROLES = ("embeddings", "attention", "router", "shared", "experts", "norms", "head")
+ROLES = ("embeddings", "attention", "router", "shared", "experts", "ffn", "norms", "head")
 """The kinds of tensors that a plan counts, in the order of its table."""
 
 HEAD = "head"
@@ -39,12 +41,38 @@ def dimension(expression: str, sizes: Mapping[str, int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class When:
+    """A tensor is there only where a config field has one of some values; where the field is a list, layer by layer."""
+
+    field: str
+    values: tuple[Any, ...]
+
+    def holds(self, config: Mapping[str, Any], layer: int) -> bool:
+        """Whether the tensor is there, in this layer."""
+        found = config.get(self.field)
+        if isinstance(found, list | tuple):
+            found = found[layer] if layer < len(found) else None
+        return found in self.values
+
+
+SPARSE = When("ffn", ("sparse",))
+"""Of a mixture's tensor: in layers with experts. `ffn` is no field of a config; a plan knows it."""
+
+DENSE = When("ffn", ("dense",))
+"""Of a mixture's tensor: in layers that keep the dense FFN."""
+
+SHARED = When("shared", (True,))
+"""Of a mixture's tensor: where there is a shared expert. `shared` is no field of a config; a plan knows it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a part of a dense model lies: a tensor of its checkpoint, or some rows of one."""
 
     tensor: str
     shape: tuple[str, ...]  # of the whole tensor
     rows: tuple[str, str] | None = None  # the first row and the one after the last; None: all of them
+    when: When | None = None  # by the dense config; None: always
 
     @property
     def per_layer(self) -> bool:
@@ -56,7 +84,8 @@ class Place:
 class Tensor:
     """One kind of tensor of a mixture of experts, and the parts that lie in it one below the other.
 
-    In a name without `{expert}`, parts of experts come for each expert in turn. A tensor without parts is zeros.
+    In a name without `{expert}`, parts of experts come for each expert in turn. A tensor without parts, or whose only
+    part the dense model lacks, is filled with one value.
     """
 
     role: str  # one of ROLES
@@ -64,6 +93,8 @@ class Tensor:
     shape: tuple[str, ...]
     parts: tuple[str, ...] = ()
     factor: float = 1.0  # that the parts are multiplied by
+    fill: Literal[0, 1, None] = None  # the value where a part is not there; None: zero without parts, else it must be
+    when: When | None = None  # by the mixture's config, and by SPARSE, DENSE and SHARED; None: always
 
     @property
     def per_layer(self) -> bool:

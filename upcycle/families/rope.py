@@ -39,10 +39,14 @@ class Rope:
     aliases: Mapping[str, str] = field(default_factory=dict)  # old names of rope types -> what the class takes them for
     only: tuple[str, ...] = ()  # types of scaling that the class knows; empty: all of TYPES
     original_length: int | None = None  # the class's default of original_max_position_embeddings, if it has that field
+    rotated: float = 1.0  # the class's default of partial_rotary_factor, the share of each head that is rotated
 
 
-def rope_fields(config: Mapping[str, Any], rope: Rope) -> dict[str, Any]:
-    """Return the output config's rope fields for a source config; raise UnsupportedError if it cannot be expressed."""
+def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False) -> dict[str, Any]:
+    """Return the output config's rope fields for a source config; raise UnsupportedError if it cannot be expressed.
+
+    `partial` says that the target can rotate a part of each head.
+    """
     scaling, parameters = config.get("rope_scaling"), config.get("rope_parameters")
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
         if value is not None and not isinstance(value, dict):
@@ -57,20 +61,23 @@ def rope_fields(config: Mapping[str, Any], rope: Rope) -> dict[str, Any]:
     theta = _first(chosen.pop("rope_theta", None), config.get("rope_theta"), rope.theta)
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
         raise UnsupportedError("config.json: rope_theta is not a positive number", found=repr(theta)[:60])
-    _refuse_partial(chosen, config)
+    rotated = _first(chosen.pop("partial_rotary_factor", None), config.get("partial_rotary_factor"), rope.rotated)
+    if not partial and rotated not in (1, 1.0):
+        raise UnsupportedError(
+            "config.json: partial_rotary_factor is not 1, which the target ignores", found=_number_or_quoted(rotated)
+        )
     _check_settings(chosen, rope.only)
     scaled = chosen["rope_type"] != "default"
     original = config.get("original_max_position_embeddings", rope.original_length if scaled else None)
     _check_settings({"rope_type": "default", "original_max_position_embeddings": original})
-    return _in_all_dialects(chosen, theta, original)
-
-
-def _refuse_partial(chosen: dict[str, Any], config: Mapping[str, Any]) -> None:
-    factor = _first(chosen.pop("partial_rotary_factor", None), config.get("partial_rotary_factor"))
-    if factor not in (None, 1, 1.0):
-        raise UnsupportedError(
-            "config.json: partial_rotary_factor is not 1, which the target ignores", found=_number_or_quoted(factor)
-        )
+    fields = _in_all_dialects(chosen, theta, original)
+    if partial:
+        if not _is_number(rotated) or not 0 < rotated <= 1:
+            raise UnsupportedError(
+                "config.json: partial_rotary_factor is not between 0 and 1", found=_number_or_quoted(rotated)
+            )
+        fields["partial_rotary_factor"] = fields["rope_parameters"]["partial_rotary_factor"] = rotated
+    return fields
 
 
 def _check_settings(chosen: Mapping[str, Any], only: tuple[str, ...] = ()) -> None:

@@ -10,6 +10,7 @@ class Carry:
 
     default: Any  # of the dense class
     kind: str = "any"  # size, number, number or null, flag, known activation or any: what a value is
+    to: str | None = None  # what the target calls it; None: the same
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def account(plan: Plan, workers: int) -> Account:
         cache_tokens=_cache_tokens(plan),
         train_full_memory=sum(part.parameters for part in parts) * TRAIN_BYTES,
         train_lora_memory=weights + _lora_parameters(plan) * TRAIN_BYTES,
-        paths=(comb(plan.total_experts, plan.active_experts), plan.layers),
+        paths=(comb(plan.total_experts, plan.active_experts), plan.sparse_layers),
         exact=plan.exact,
         plan_hash=plan.hash,
         reader_limits=plan.reader_limits,

@@ -24,6 +24,7 @@ from upcycle.plan.sources import (
     Mean,
     Noise,
     Normal,
+    Ones,
     Part,
     Redrawn,
     RowScaled,
@@ -54,8 +55,9 @@ def _values(write: Write) -> Iterator[Floats]:
         generator = keyed_generator(source.key)
         for count in counts(write.elements):
             yield _drawn(generator, count, source.std)
-    elif isinstance(source, Zeros):
-        yield from _blank(Blank(write.elements))
+    elif isinstance(source, Zeros | Ones):
+        for zeros in _blank(Blank(write.elements)):
+            yield zeros if isinstance(source, Zeros) else zeros + 1
     else:
         yield from _part(source)
 

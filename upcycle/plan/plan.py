@@ -10,7 +10,7 @@ from typing import Any
 
 from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.header import TensorSpec, build_header, tensor_bytes
-from upcycle.plan.sources import Copy, Source, describe, reads
+from upcycle.plan.sources import Copy, Fold, Source, describe, reads
 
 _WIDER = {("F32", "F64"), ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64")}
 """(dtype, a dtype that holds all its values)."""
@@ -48,7 +48,12 @@ class Write:
 
     @property
     def lossless(self) -> bool:
-        """Whether `dtype` holds every value of the tensors that are read, so that no cast loses anything."""
+        """Whether `dtype` holds every value of the tensors that are read, so that no cast loses anything.
+
+        What is folded is computed, and only float32 or wider holds it to its last digits.
+        """
+        if isinstance(self.source, Fold) and self.dtype not in ("F32", "F64"):
+            return False
         return all(s.dtype == self.dtype or (s.dtype, self.dtype) in _WIDER for s in reads(self.source))
 
 
@@ -93,6 +98,7 @@ class Plan:
     active_experts: int  # experts that one token uses, of `total_experts`
     total_experts: int
     layers: int
+    sparse_layers: int  # of those, with experts
     cache_width: int  # keys and values that one token leaves in the cache, in all layers
     longest: int | None  # positions that the model promises
     hidden: int  # width of a token's state

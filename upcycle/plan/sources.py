@@ -43,6 +43,11 @@ class Zeros:
 
 
 @dataclass(frozen=True, slots=True)
+class Ones:
+    """All ones: a norm that changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scaled:
     """`factor * W`."""
 
@@ -178,7 +183,7 @@ OfTensor = Copy | Noise | Scaled | LowRank | RowScaled | Fold | Redrawn
 Part = OfTensor | Mean | Blank | Slice | Stacked | Columns
 """Sources that can be stacked, joined or sliced, because their number of values is known."""
 
-Source = Part | Normal | Zeros
+Source = Part | Normal | Zeros | Ones
 
 
 def random_key(seed: int, name: str) -> str:

@@ -22,6 +22,7 @@ MAX_EXPERTS = 65536
 """More experts than any published model has by two orders of magnitude; catches a slip of the keyboard."""
 
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+LAYERS = re.compile(r"all|(every|first|last):[1-9]\d{0,5}|\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 _PART = re.compile(r"(\d{1,5})/(\d{1,5})")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -44,6 +45,14 @@ class Conversion(Request["Draft"]):
     )
     experts: int = option(8, "Experts per layer.", group="Mixture of experts", short="n")
     top_k: int = option(2, "Experts that each token uses.", group="Mixture of experts", short="k")
+    target: str | None = option(
+        None, "Which mixture of experts to make; `upcycle plan MODEL --targets` lists them. By default the one that "
+        "most programs read.", group="Mixture of experts", added=True, metavar="TYPE",
+    )  # fmt: skip
+    layers: str = option(
+        "all", "Layers that get experts: all, every:2, first:8, last:8, 8-23, or numbers 0,4,9. Others stay dense.",
+        group="Mixture of experts", added=True, metavar="LAYERS",
+    )  # fmt: skip
     method: Method = option("copy", "How experts are made. copy: each is the dense FFN (2212.05055).", group="Experts")
     noise: float = option(
         0.0, "Add normal noise to the experts, as a fraction of each tensor's standard deviation.", group="Experts"
@@ -77,6 +86,7 @@ class Conversion(Request["Draft"]):
         require(1 <= self.top_k <= self.experts, "top_k", self.top_k, f"1 to the {self.experts} experts")
         require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number, 0 or more")
         require(0 <= self.router_std < math.inf, "router_std", self.router_std, "a finite number, 0 or more")
+        require(LAYERS.fullmatch(self.layers) is not None, "layers", self.layers, "all, every:2, last:8, 8-23 or 0,4,9")
         self.shard_bytes()
 
     def shard_bytes(self) -> int:

@@ -1,7 +1,8 @@
 """What is known of a dense model: its tensors, its config fields, its rotary positions, its modules."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from upcycle.families.parts import Place
 from upcycle.families.readers import Readers
@@ -44,13 +45,4 @@ class Dense:
     ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
     spine: Spine = Spine()
     readers: Readers = Readers()
-
-    def tensors(self, layers: int) -> Iterator[tuple[str, Place, str]]:
-        """Yield every tensor that a checkpoint of so many layers has, as (one of its parts, its place, its name)."""
-        seen = set()
-        for part, place in self.parts.items():
-            if place.tensor in seen:  # other rows of the same one
-                continue
-            seen.add(place.tensor)
-            for layer in range(layers) if place.per_layer else (0,):
-                yield part, place, place.tensor.format(layer=layer)
+    sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own

@@ -1,12 +1,13 @@
 """Llama, and everything that is published under its name: SmolLM, TinyLlama, Yi, Vicuna, DeepSeek's distillations."""
 
 from upcycle.families.dense.dense import Dense, Modules
-from upcycle.families.parts import Place
+from upcycle.families.parts import Place, When
 from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
 from upcycle.families.rules import COMMON, NO_WINDOW, ONE_KIND, Carry, Drop, Uniform
 
 _LAYER = "model.layers.{layer}."
+_BIASED = When("attention_bias", (True,))
 
 LLAMA = Dense(
     model_type="llama",
@@ -18,6 +19,10 @@ LLAMA = Dense(
         "attention.k": Place(_LAYER + "self_attn.k_proj.weight", ("K", "D")),
         "attention.v": Place(_LAYER + "self_attn.v_proj.weight", ("K", "D")),
         "attention.o": Place(_LAYER + "self_attn.o_proj.weight", ("D", "Q")),
+        "attention.q.bias": Place(_LAYER + "self_attn.q_proj.bias", ("Q",), when=_BIASED),
+        "attention.k.bias": Place(_LAYER + "self_attn.k_proj.bias", ("K",), when=_BIASED),
+        "attention.v.bias": Place(_LAYER + "self_attn.v_proj.bias", ("K",), when=_BIASED),
+        "attention.o.bias": Place(_LAYER + "self_attn.o_proj.bias", ("D",), when=_BIASED),
         "norm.attention": Place(_LAYER + "input_layernorm.weight", ("D",)),
         "norm.ffn": Place(_LAYER + "post_attention_layernorm.weight", ("D",)),
         "norm.final": Place("model.norm.weight", ("D",)),

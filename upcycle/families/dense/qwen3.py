@@ -28,6 +28,7 @@ QWEN3 = replace(
         "num_key_value_heads": Carry(32, "size"),
         "head_dim": Carry(128, "size"),
         "max_position_embeddings": Carry(32768, "size"),
+        "attention_bias": Carry(False, "flag"),
         "use_sliding_window": Only((False,), ONE_KIND),
         **dict.fromkeys(("sliding_window", "max_window_layers"), Drop("use_sliding_window is false")),
         "layer_types": Uniform(("full_attention",), ONE_KIND),

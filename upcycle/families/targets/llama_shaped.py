@@ -1,7 +1,9 @@
 """Tensors that mixtures of experts share with one another, and with the llama whose attention and norms they keep."""
 
-from upcycle.families.parts import Tensor
-from upcycle.families.targets.target import Config, Limit
+from dataclasses import replace
+
+from upcycle.families.parts import DENSE, SPARSE, Tensor, When
+from upcycle.families.targets.target import Config, LayerChoice, Limit
 
 LAYER = "model.layers.{layer}."
 
@@ -9,6 +11,14 @@ ATTENTION = tuple(
     Tensor("attention", f"{LAYER}self_attn.{letter}_proj.weight", shape, (f"attention.{letter}",))
     for letter, shape in (("q", ("Q", "D")), ("k", ("K", "D")), ("v", ("K", "D")), ("o", ("D", "Q")))
 )
+
+_BIASED = When("attention_bias", (True,))
+
+BIASES = tuple(
+    Tensor("attention", f"{LAYER}self_attn.{name}_proj.bias", (width,), (f"attention.{name}.bias",), 1.0, 0, _BIASED)
+    for name, width in (("q", "Q"), ("k", "K"), ("v", "K"), ("o", "D"))
+)
+"""Of all four projections, where `attention_bias` says so; those that the dense model lacks are zero."""
 
 CARRIED = (
     Tensor("embeddings", "model.embed_tokens.weight", ("V", "D"), ("embeddings",)),
@@ -28,6 +38,32 @@ MLP_EXPERTS = (
     Tensor("experts", LAYER + "mlp.experts.{expert}.down_proj.weight", ("D", "M"), ("expert.down",)),
 )
 """Router and experts, named as the Qwen mixtures name them on disk."""
+
+MLP_DENSE = tuple(
+    Tensor("ffn", f"{LAYER}mlp.{name}_proj.weight", shape, (name,), when=DENSE)
+    for name, shape in (("gate", ("F", "D")), ("up", ("F", "D")), ("down", ("D", "F")))
+)
+"""The FFN of a layer that stays dense."""
+
+MLP_EITHER = (*(replace(tensor, when=SPARSE) for tensor in MLP_EXPERTS), *MLP_DENSE)
+"""A layer's FFN, where layers may be sparse or dense."""
+
+MLP_ONLY = LayerChoice(
+    "any of them",
+    lambda sparse: {"mlp_only_layers": [layer for layer, experts in enumerate(sparse) if not experts]},
+)
+"""The Qwen mixtures list the layers that stay dense."""
+
+
+def first_dense(field: str) -> LayerChoice:
+    """Return the choice of a config that counts the dense layers at the beginning in `field`."""
+
+    def fields(sparse: tuple[bool, ...]) -> dict[str, int] | None:
+        dense = sparse.index(True)
+        return {field: dense} if all(sparse[dense:]) else None
+
+    return LayerChoice("the last ones, as last:8", fields)
+
 
 STACKED = {
     "mlp.gate.weight": ("router",),

@@ -1,7 +1,7 @@
 """Qwen3-MoE: what qwen3 becomes."""
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, MLP_EXPERTS, STACKED
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EITHER, MLP_ONLY, STACKED
 from upcycle.families.targets.target import Router, Target
 
 QWEN3_MOE = Target(
@@ -10,16 +10,16 @@ QWEN3_MOE = Target(
     title="Qwen3-MoE",
     tensors=(
         *CARRIED,
+        *BIASES,
         Tensor("norms", LAYER + "self_attn.q_norm.weight", ("H",), ("norm.q",)),
         Tensor("norms", LAYER + "self_attn.k_norm.weight", ("H",), ("norm.k",)),
-        *MLP_EXPERTS,
+        *MLP_EITHER,
     ),
     fields={"num_experts": "E", "num_local_experts": "E", "num_experts_per_tok": "top_k", "moe_intermediate_size": "M"},
     constants={
         "norm_topk_prob": True,  # the class's default leaves weights that do not sum to one
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
-        "attention_bias": False,
         "use_sliding_window": False,
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
@@ -28,6 +28,7 @@ QWEN3_MOE = Target(
     block="mlp",
     experts="mlp.experts",
     stacked=STACKED,
+    layer_choice=MLP_ONLY,
     limits=(
         (lambda config: config["hidden_act"] != "silu", "llama.cpp and vLLM compute SiLU whatever hidden_act says"),
     ),

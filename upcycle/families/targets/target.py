@@ -23,6 +23,14 @@ class Router:
     renormalises: bool  # it divides the top-k weights by their sum, whatever the config says
 
 
+@dataclass(frozen=True, slots=True)
+class LayerChoice:
+    """How the config of a mixture says which of its layers are sparse."""
+
+    says: str  # which choices it can express, for people
+    fields: Callable[[tuple[bool, ...]], Mapping[str, Any] | None]  # of a choice; None: it cannot express that one
+
+
 @dataclass(frozen=True)
 class Target:
     """A mixture-of-experts architecture."""
@@ -40,6 +48,8 @@ class Target:
     limits: tuple[Limit, ...]  # settings that llama.cpp, mlx-lm or vLLM ignore, refuse or compute wrongly
     readers: Readers = Readers()
     spine: Spine = Spine()
+    layer_choice: LayerChoice | None = None  # None: every layer is sparse
+    partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
 
     @property
     def has_shared(self) -> bool:
@@ -52,6 +62,7 @@ class Target:
 
     def names_of(self, parts: tuple[str, ...], layer: int, experts: int) -> list[str]:
         """Return the tensors on disk that hold `parts`, expert by expert, in the order of `parts`."""
-        rows = [next(tensor for tensor in self.tensors if tensor.parts == (part,)) for part in parts]
+        wanted = [parts] if any(tensor.parts == parts for tensor in self.tensors) else [(part,) for part in parts]
+        rows = [next(tensor for tensor in self.tensors if tensor.parts == some) for some in wanted]
         numbers = range(experts) if rows[0].per_expert else (0,)
         return [row.name.format(layer=layer, expert=expert) for expert in numbers for row in rows]
