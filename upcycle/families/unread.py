@@ -20,7 +20,7 @@ UNKNOWN = "not known to have a counterpart"
 """What is said of a field that the dense class reads, or may read, and that no rule names."""
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")  # the name of a field, where no one plays tricks
-_NOTHING = (None, False, 0, "", "none", [], {})
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", "none", [], {})
 _ONE = (None, False, 1)
 
 
