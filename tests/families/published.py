@@ -22,8 +22,9 @@ class Published:
 NO_ROW = "no mixture of experts is known for this model"
 
 
-def llama(D: int, F: int, layers: int, heads: int, kv: int, vocab: int, **fields: Any) -> dict[str, Any]:
+def llama(*sizes: int, **fields: Any) -> dict[str, Any]:
     """Return what the config of any model of a llama's shape says."""
+    D, F, layers, heads, kv, vocab = sizes
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": D,
         "intermediate_size": F, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
