@@ -359,16 +359,16 @@ def test_settings_that_make_no_sense(base: Path, fields: dict[str, Any], message
 
 
 def test_a_model_that_no_table_knows_needs_names():
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import DiffLlamaConfig, DiffLlamaForCausalLM
 
-    config = Qwen2Config(
+    config = DiffLlamaConfig(
         vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).eval()
+    model = DiffLlamaForCausalLM(config).eval()
     dense = logits(model)
-    with pytest.raises(ValueError, match="no module names are known for a model of the type qwen2"):
+    with pytest.raises(ValueError, match=r"found model_type 'diffllama', expected one of apertus.*ExpertsConfig\(ffn="):
         wrap(model)
     names = {"block": "mlp", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
     wrapped = wrap(model, ffn=names, attention=[])

@@ -5,6 +5,7 @@ from typing import Any
 
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
+from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.pairs import DENSE, Pair, pair_of
 from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
 from upcycle.message import listed, quoted
@@ -30,18 +31,14 @@ def find_pair(config: Mapping[str, Any], target: str | None = None) -> Pair:
 
     Raises UnsupportedError when there is none.
     """
+    refuse_mixture(config)
     model_type = config.get("model_type")
-    experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
-    if experts:
-        raise UnsupportedError(
-            "the model is a mixture of experts already",
-            found=f"{experts[0]} = {short(config[experts[0]])}, {short(model_type)}",
-        )
     if not isinstance(model_type, str) or model_type not in DENSE:
         raise UnsupportedError(
             "no mixture of experts is known for this model",
             found=f"model_type {quoted(model_type)}",
             expected=f"one of {', '.join(DENSE)}",
+            hint="`upcycle attach` gives it adapter experts" if model_type in tuple(ATTACHABLE) else None,
         )
     pair = pair_of(model_type, target)
     architectures = config.get("architectures")
@@ -50,6 +47,16 @@ def find_pair(config: Mapping[str, Any], target: str | None = None) -> Pair:
             "the checkpoint holds another kind of model", found=short(architectures), expected=pair.dense.model_class
         )
     return pair
+
+
+def refuse_mixture(config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for the config of a model that is a mixture of experts already."""
+    experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
+    if experts:
+        raise UnsupportedError(
+            "the model is a mixture of experts already",
+            found=f"{experts[0]} = {short(config[experts[0]])}, {short(config.get('model_type'))}",
+        )
 
 
 def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequence[str] = ()) -> dict[str, Any]:
