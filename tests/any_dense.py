@@ -115,8 +115,9 @@ def logits(model: Any) -> Tensor:
 def attach(model: Path, out: Path, kind: str, **asked: Any) -> Path:
     """Attach four experts of rank 8, or what takes no number or rank; return OUT."""
     composed = "from_lora" in asked
-    settings = {"experts": () if composed else (4,), "rank": None if composed or kind == "ia3" else 8, **asked}
-    stages.attach(Attach(model=str(model), out=str(out), expert_type=kind, **settings))
+    settings: dict[str, Any] = {"expert_type": kind, "experts": (4,), "rank": None if kind == "ia3" else 8}
+    settings |= {"experts": (), "rank": None} if composed else {}
+    stages.attach(Attach(model=str(model), out=str(out), **{**settings, **asked}))
     return out
 
 

@@ -126,6 +126,7 @@ def test_gradients_are_those_of_the_formed_experts(base: Path, shared_a: bool, m
     model = drawn(wrap(load(base), shared_a=shared_a))
     _, layer = expert_layers(model)[0]
     own, router = experts_of(layer), router_of(layer)
+    ffn: Any = layer.ffn
     x_TD = torch.randn(23, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
     upstream_TD = torch.randn(23, 32, generator=torch.Generator().manual_seed(3))
 
@@ -137,7 +138,7 @@ def test_gradients_are_those_of_the_formed_experts(base: Path, shared_a: bool, m
             a = 0 if shared_a else e
             gate, up, down = (
                 part.weight + 2.0 * getattr(own, f"{name}_B")[e] @ getattr(own, f"{name}_A")[a]
-                for name, part in (("gate", layer.ffn.gate), ("up", layer.ffn.up), ("down", layer.ffn.down))
+                for name, part in (("gate", ffn.gate), ("up", ffn.up), ("down", ffn.down))
             )
             total = total + weights_TE[:, e : e + 1] * linear(silu(linear(x_TD, gate)) * linear(x_TD, up), down)
         return total

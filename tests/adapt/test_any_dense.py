@@ -91,6 +91,7 @@ MLP = "model.layers.1.mlp."
         (lambda of: of.update({MLP + "fc2.qweight": torch.zeros(2, dtype=torch.int32)}), "fc2.qweight' is quantised"),
         (lambda of: of.update({MLP + "fc1.weight": torch.zeros(48, 32, dtype=torch.int8)}), "is quantised; found I8"),
         (lambda of: [of.pop(name) for name in [*of] if "layers.1." in name], "found 1 layers, expected 2"),
+        (lambda of: [of.pop(name) for name in [*of] if "layers." in name], "found 0 layers, expected 2"),
     ],
 )
 def test_tensors_that_the_stock_class_would_drop_or_draw(change: Any, message: str, tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_tensors_that_the_stock_class_would_drop_or_draw(change: Any, message: s
         ({"auto_map": {"AutoModelForCausalLM": "mine.Mine"}}, "names code of its own.*auto_map"),
         ({"num_local_experts": 4}, "a mixture of experts already"),
         ({"num_hidden_layers": 3}, "found 2 layers, expected 3"),
+        ({"num_hidden_layers": "two"}, "found 2 layers, expected two"),
         ({"intermediate_size": 96}, "of another shape, by PhiForCausalLM"),
         ({"num_attention_heads": "four"}, "transformers knows no causal language model of this config"),
     ],

@@ -25,34 +25,35 @@ def dense_ffn(model_type: str, block: Any) -> list[Any]:
     of = {name: block.get_submodule(name.removeprefix("mlp.")) for name in names.linear}
     if names.gate_up is not None:
         weight = of[names.gate_up].weight
-        halves = [(half, None) for half in (weight[: len(weight) // 2], weight[len(weight) // 2 :])]
+        halves: list[Any] = [(half, None) for half in (weight[: len(weight) // 2], weight[len(weight) // 2 :])]
     else:
         halves = [(of[name].weight, of[name].bias) if name else None for name in (names.gate, names.up)]
     return [*halves, (of[names.down].weight, of[names.down].bias)]
 
 
-def written_out(model_type: str, layer: ExpertsLayer, x_TD: Tensor) -> Tensor:
+def written_out(model_type: str, kind: str, layer: ExpertsLayer, x_TD: Tensor) -> Tensor:
     """The formulas of `upcycle.moe.adapters`, expert by expert with the adapted matrices formed."""
-    router, own, ffn = layer.upcycle_router["default"], layer.upcycle_experts["default"], layer.ffn
-    parts, s = dense_ffn(model_type, ffn.block), getattr(layer.upcycle_experts["default"], "scaling", 1.0)
+    router: Any = layer.upcycle_router["default"]
+    own: Any = layer.upcycle_experts["default"]
+    ffn = layer.ffn
+    parts, s = dense_ffn(model_type, ffn.block), getattr(own, "scaling", 1.0)
 
-    def hidden(gate: Any, up: Any, x_TD: Tensor) -> Tensor:
+    def hidden(gate: Any, up: Any) -> Tensor:
         return ffn.act(linear(x_TD, *up)) if gate is None else ffn.act(linear(x_TD, *gate)) * linear(x_TD, *up)
 
     def expert(e: int) -> Tensor:
         if kind == "lora":
             formed = [part and (part[0] + s * getattr(own, f"{n}_B")[e] @ getattr(own, f"{n}_A")[e], part[1])
                       for n, part in zip(MATRICES, parts, strict=True)]  # fmt: skip
-            return linear(hidden(*formed[:2], x_TD), *formed[2]) - dense_TD
+            return linear(hidden(formed[0], formed[1]), *formed[2]) - dense_TD
         if kind == "bottleneck":
             gate = None if own.gate_proj is None else (own.gate_proj[e],)
-            return s * linear(hidden(gate, (own.up_proj[e],), x_TD), own.down_proj[e])
+            return s * linear(hidden(gate, (own.up_proj[e],)), own.down_proj[e])
         if kind == "pesc":
             return s * linear(gelu(linear(dense_TD, own.down_proj[e])), own.up_proj[e])
-        return linear(own.scale[e] * hidden(*parts[:2], x_TD), parts[2][0])
+        return linear(own.scale[e] * hidden(parts[0], parts[1]), parts[2][0])
 
-    kind = {"LoraExperts": "lora", "BottleneckExperts": "bottleneck", "PescExperts": "pesc"}.get(type(own).__name__)
-    dense_TD = linear(hidden(*parts[:2], x_TD), *parts[2])
+    dense_TD = linear(hidden(parts[0], parts[1]), *parts[2])
     probabilities_TE = linear(x_TD, router.weight).softmax(-1)
     weights_TE = probabilities_TE * (probabilities_TE >= probabilities_TE.topk(2).values[:, -1:])
     weights_TE = weights_TE / weights_TE.sum(-1, keepdim=True)
@@ -70,7 +71,7 @@ def test_a_layer_and_its_gradients_are_those_of_the_formula(model_type: str, kin
         parameter.data.normal_(std=0.2, generator=generator)
     x_TD, upstream_TD = (torch.randn(300, 32, generator=generator) for _ in range(2))  # more than one piece
     x_TD.requires_grad_()
-    found_TD, expected_TD = layer(x_TD.view(2, 150, 32)).view(300, 32), written_out(model_type, layer, x_TD)
+    found_TD, expected_TD = layer(x_TD.view(2, 150, 32)).view(300, 32), written_out(model_type, kind, layer, x_TD)
     torch.testing.assert_close(found_TD, expected_TD, rtol=1e-5, atol=1e-5 * float(expected_TD.detach().abs().max()))
     found = torch.autograd.grad(found_TD, [x_TD, *trained], upstream_TD)
     expected = torch.autograd.grad(expected_TD, [x_TD, *trained], upstream_TD)

@@ -142,7 +142,7 @@ def _shapes(checkpoint: Checkpoint, row: Attachable, layers: int) -> dict[str, S
 
 
 def _weights(checkpoint: Checkpoint, row: Attachable, name: str, layers: int) -> Iterator[TensorSpec]:
-    for layer in range(layers):
+    for layer in range(max(layers, 1)):  # of none at all the first is missing
         tensor = f"{row.layer.format(layer=layer)}.{name}.weight"
         spec = checkpoint.tensors.get(tensor)
         if spec is None:
