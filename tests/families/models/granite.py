@@ -32,7 +32,7 @@ MODELS = {
     "granite_swa": Model(
         "granite_swa", "granitemoe_swa",
         {**SINKS, "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-         "layer_rope_theta": [500.0, 0, 9000.0], "attention_bias": True, "head_dim": 10, "rope_parameters": LINEAR_ROPE},
+         "layer_rope_theta": [500.0, 0, 9e3], "attention_bias": True, "head_dim": 10, "rope_parameters": LINEAR_ROPE},
         THREE,
     ),
     "granite_swa_untied": Model("granite_swa", "granitemoe_swa", {**SINKS, "tie_word_embeddings": False}),

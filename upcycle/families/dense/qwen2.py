@@ -37,6 +37,7 @@ QWEN2 = replace(
         "max_position_embeddings": Carry(32768, "size"),
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), Carry(None)),
         **dict.fromkeys(("attention_bias", "qkv_bias"), Drop("the class has its biases whatever these say")),
+        "use_mrope": Only((False,), "the target's tokens have one position each"),
         "use_sliding_window": Only((False,), _WINDOW, unless=_no_layer_has_a_window),
         **dict.fromkeys(("sliding_window", "max_window_layers"), Drop("no layer has a window")),
         "layer_types": Uniform(("full_attention",), _WINDOW),
