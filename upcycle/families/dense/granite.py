@@ -17,6 +17,7 @@ GRANITE = replace(
     model_type="granite",
     model_class="GraniteForCausalLM",
     title="Granite",
+    known="Granite 3 dense models",
     readers=Readers(),  # not tried
     fields={
         **COMMON,
@@ -34,6 +35,7 @@ GRANITE_SWA = replace(
     model_type="granite_swa",
     model_class="GraniteSWAForCausalLM",
     title="Granite-SWA",
+    known="Granite Swash dense models",
     parts={**GRANITE.parts, "attention.sinks": Place("model.layers.{layer}.self_attn.sinks", ("N",))},
     fields={
         **GRANITE.fields,

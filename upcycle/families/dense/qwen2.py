@@ -24,6 +24,7 @@ QWEN2 = replace(
     model_type="qwen2",
     model_class="Qwen2ForCausalLM",
     title="Qwen2",
+    known="Qwen2 and Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
     readers=Readers(),  # not tried
     parts={
         **{name: place for name, place in LLAMA.parts.items() if name != "attention.o.bias"},

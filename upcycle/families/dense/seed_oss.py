@@ -15,6 +15,7 @@ SEED_OSS = replace(
     model_type="seed_oss",
     model_class="SeedOssForCausalLM",
     title="Seed-OSS",
+    known="Seed-OSS 36B",
     readers=Readers(),  # not tried
     parts={
         **LLAMA.parts,
