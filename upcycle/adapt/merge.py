@@ -16,7 +16,7 @@ from upcycle.errors import UnsupportedError, UpcycleError
 from upcycle.families.base import adapter_base
 from upcycle.families.config import refuse_mixture
 from upcycle.families.match import match
-from upcycle.families.pairs import DEFAULT_COMPACT, DENSE
+from upcycle.families.pairs import DENSE
 from upcycle.message import quoted
 from upcycle.plan.account import Account, account
 from upcycle.plan.execute import Advance
@@ -90,8 +90,7 @@ def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoi
     saved = open_experts(adapter, adapter_base(checkpoint))
     saved.adapter.check_base(base)
     check_mergeable(saved, request)
-    target = (request.target or DEFAULT_COMPACT) if request.to == "compact" else None
-    matched = match(checkpoint, target=target, form=request.to)
+    matched = match(checkpoint, target=request.target, form=request.to)
     plan = plan_merge(checkpoint, matched, saved, request)
     drafted = Draft(plan, tuple(changes_of(plan, checkpoint, matched, saved, compact=request.to == "compact")))
     refuse_unchanged(drafted, adapter)
