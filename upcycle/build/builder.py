@@ -21,7 +21,7 @@ from upcycle.families.targets.target import SCALE
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
-from upcycle.plan.sources import Copy, Fold, Ones, Part, Scaled, Source, Stacked, Zeros, random_key, reads
+from upcycle.plan.sources import Blank, Copy, Fold, Ones, Part, Scaled, Source, Stacked, Zeros, random_key, reads
 
 
 @dataclass(frozen=True)
@@ -237,9 +237,10 @@ class _Layout:
 
 
 def _scaled(part: Part, factor: float) -> Part:
-    if factor == 1:
+    if factor == 1 or isinstance(part, Blank):
         return part
     if isinstance(part, Copy):
         return Scaled(part.tensor, factor)
-    assert isinstance(part, Scaled)  # noqa: S101 - shared experts are copies of the dense FFN
-    return replace(part, factor=part.factor * factor)
+    assert isinstance(part, Scaled)  # noqa: S101 - shared experts are copies of the dense FFN, or halves
+    whole = part.factor * factor
+    return Copy(part.tensor) if whole == 1 else replace(part, factor=whole)

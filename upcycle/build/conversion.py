@@ -8,6 +8,7 @@ from upcycle.build.layers import sparse_layers
 from upcycle.build.methods import method_of
 from upcycle.build.padding import padded
 from upcycle.build.routers import ROUTERS, check_router_can_learn, router_warning
+from upcycle.build.shared import check_shared, with_shared
 from upcycle.build.side_files import side_files
 from upcycle.checkpoint.place import DEQUANTISED_FILE
 from upcycle.checkpoint.reader import Checkpoint
@@ -31,11 +32,12 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
     """
     matched = match(checkpoint, request.ignore_config, request.target)
     check_router_can_learn(matched.target, request)
+    check_shared(matched, request)
     method = method_of(request.method)
     dtype = expert_dtype(checkpoint, matched, request.dtype)
 
     def experts(ffn: Ffn, slot: Slot) -> Experts:
-        made = method(ffn, slot, request)
+        made = with_shared(method(ffn, slot, request), ffn, slot, request)
         return padded(made, slot.hidden, row_multiple(dtype)) if request.pad_width else made
 
     order = Order(
@@ -49,7 +51,7 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
         shard_bytes=request.shard_bytes(),
         files=side_files(checkpoint.directory, request),
         sparse=sparse_layers(matched, request.layers),
-        shared=False,
+        shared=request.shared != "none",
         headers=checkpoint.headers,
     )
     return build_plan(checkpoint, matched, order)

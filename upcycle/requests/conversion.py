@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Dtype = Literal["keep", "f32", "f16", "bf16"]
 RouterInit = Literal["normal", "zeros"]
 Method = Literal["copy"]
+Shared = Literal["none", "zero", "half", "dense"]
 
 MAX_EXPERTS = 65536
 """More experts than any published model has by two orders of magnitude; catches a slip of the keyboard."""
@@ -61,6 +62,14 @@ class Conversion(Request["Draft"]):
         False, "Add zero neurons until stock transformers runs experts of this width; the function stays the same.",
         group="Experts", added=True,
     )  # fmt: skip
+    shared: Shared = option(
+        "none", "A shared expert, which every token uses. zero: it adds nothing at first; half: it takes half of the "
+        "dense FFN's output; dense: it is the dense FFN, beside narrow experts that add nothing at first.",
+        group="Experts", added=True,
+    )  # fmt: skip
+    expert_width: int | None = option(
+        None, "Neurons of each narrow expert of --shared dense.", group="Experts", added=True, metavar="N"
+    )
     router: RouterInit = option("normal", "How routers start: drawn from N(0, std^2), or all zeros.", group="Routers")
     router_std: float = option(0.02, "Standard deviation of drawn routers.", group="Routers")
     allow_dead_router: bool = option(
@@ -86,6 +95,11 @@ class Conversion(Request["Draft"]):
         require(1 <= self.top_k <= self.experts, "top_k", self.top_k, f"1 to the {self.experts} experts")
         require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number, 0 or more")
         require(0 <= self.router_std < math.inf, "router_std", self.router_std, "a finite number, 0 or more")
+        narrow = self.shared == "dense"
+        require_beside(self.expert_width is None or narrow, "expert_width", self.expert_width, "--shared dense")
+        require(self.expert_width is not None or not narrow, "expert_width", None, "a number, beside --shared dense")
+        alike = self.shared in ("none", "zero") or self.noise == 0
+        require_beside(alike, "shared", self.shared, "no --noise, which it has no use for")
         require(LAYERS.fullmatch(self.layers) is not None, "layers", self.layers, "all, every:2, last:8, 8-23 or 0,4,9")
         self.shard_bytes()
 
