@@ -6,7 +6,7 @@ from typing import Any
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.rules import Carry, Each, Keep, Only, Reaches, Rule, Uniform
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -79,7 +79,7 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
     `ignored_fields` names fields that the user declares to have no influence.
     """
     result: dict[str, Any] = {"architectures": [pair.target.model_class], "model_type": pair.target.model_type}
-    fields = pair.fields
+    fields, config = pair.fields, pair.dense.as_read(config)
     problems = [problem for name, rule in fields.items() if (problem := _apply(name, rule, config, result))]
     ruled = {*fields, *rope.FIELDS, "head_dim"}
     for name in ignored_fields:
@@ -129,7 +129,7 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
             value = rule.default
         result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
-    if isinstance(rule, Keep) and name in config:
+    if isinstance(rule, Keep | Each) and name in config:
         result[name] = value
     refused = value is not None and not _is_allowed(value, rule, config)
     return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
@@ -140,6 +140,9 @@ def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
         return value in rule.values
     if isinstance(rule, Uniform):
         return _is_uniform(value, rule)
+    if isinstance(rule, Each):
+        count = config.get("num_hidden_layers")
+        return isinstance(value, list) and len(value) == count and all(item in rule.values for item in value)
     if isinstance(rule, Reaches):
         other = config.get(rule.other)
         return _is_number(value) and _is_number(other) and bool(value >= other)

@@ -46,9 +46,12 @@ class When:
 
     field: str
     values: tuple[Any, ...]
+    also: "When | None" = None  # a second condition
 
     def holds(self, config: Mapping[str, Any], layer: int) -> bool:
         """Whether the tensor is there, in this layer."""
+        if self.also and not self.also.holds(config, layer):
+            return False
         found = config.get(self.field)
         if isinstance(found, list | tuple):
             found = found[layer] if layer < len(found) else None
