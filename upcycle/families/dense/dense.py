@@ -46,6 +46,7 @@ class Dense:
     ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
     spine: Spine = Spine()
     readers: Readers = Readers()
+    known: str = ""  # models that people know of it
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
     derived: Mapping[str, Derived] = field(default_factory=dict)  # config fields that the class makes of others
 
