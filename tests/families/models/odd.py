@@ -1,5 +1,7 @@
 """Models whose layers differ from one another, or from a llama in more than a detail."""
 
+import torch
+
 from tests.families.models import Model
 
 YARN = {"rope_type": "yarn", "rope_theta": 20000.0, "factor": 4.0, "original_max_position_embeddings": 16}
@@ -30,15 +32,15 @@ MODELS = {
     "hunyuan_relu": Model("hunyuan_v1_dense", "hunyuan_v1_moe", {
         "head_dim": 8, "hidden_act": "relu", "num_key_value_heads": 4,
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 3e4, "factor": 3.0},
-    }, {"experts": 3, "top_k": 3}),
+    }, {"experts": 3, "top_k": 3}, dtype=torch.float16),
     "lfm2": Model("lfm2", "lfm2_moe", {
         **LFM, "conv_bias": True, "layer_types": ["conv", "full_attention", "conv"],
-        "block_ffn_dim_multiplier": 1.3, "rope_parameters": LLAMA3,
+        "block_ffn_dim_multiplier": 1.6, "rope_parameters": LLAMA3,
     }),
     "lfm2_some_layers": Model("lfm2", "lfm2_moe", {
         **LFM, "num_hidden_layers": 4, "full_attn_idxs": [0, 2], "block_auto_adjust_ff_dim": False,
         "tie_word_embeddings": False,
-    }, {"layers": "last:3", "experts": 3, "top_k": 3}),
+    }, {"layers": "last:3", "experts": 3, "top_k": 3}, dtype=torch.bfloat16),
     "qwen3_5": Model("qwen3_5_text", "qwen3_5_moe_text", {
         **LINEAR, "layer_types": ["full_attention", "linear_attention", "full_attention"], "attention_bias": True,
         "rope_parameters": {
@@ -49,5 +51,5 @@ MODELS = {
     "qwen3_5_tied": Model("qwen3_5_text", "qwen3_5_moe_text", {
         **LINEAR, "num_hidden_layers": 4, "full_attention_interval": 3, "tie_word_embeddings": True,
         "hidden_act": "gelu",
-    }, {"experts": 3, "top_k": 3}),
+    }, {"experts": 3, "top_k": 3}, dtype=torch.bfloat16),
 }  # fmt: skip

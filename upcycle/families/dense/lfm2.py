@@ -5,9 +5,12 @@ from typing import Any
 
 from upcycle.families.dense.dense import Dense, Spine
 from upcycle.families.derived import layers_of
-from upcycle.families.parts import Place, When
+from upcycle.families.parts import Place, When, Where
 from upcycle.families.rope import Rope
 from upcycle.families.rules import COMMON, Carry, Drop, Each
+
+MAX_WIDTH = 2**31 - 1
+"""Greatest FFN that is computed with; a config may claim any number."""
 
 _LAYER = "model.layers.{layer}."
 _ATTENTION = _LAYER + "self_attn."
@@ -15,7 +18,7 @@ _CONVOLUTION = _LAYER + "conv."
 _FFN = _LAYER + "feed_forward."
 _ATTENDS = When("layer_types", ("full_attention",))
 _CONVOLVES = When("layer_types", ("conv",))
-_BIASED = When("conv_bias", (True,), also=_CONVOLVES)
+_BIASED = Where(lambda config, layer: config["conv_bias"] is True and _CONVOLVES.holds(config, layer))
 
 
 def _layer_types(config: Mapping[str, Any]) -> Any:
@@ -30,12 +33,12 @@ def _width(config: Mapping[str, Any]) -> Any:
     """Return the FFN's width (Lfm2MLP): two thirds of what the config says, times a factor, rounded up; or just that."""
     width = config.get("block_ff_dim", config["intermediate_size"])
     factor, multiple = config.get("block_ffn_dim_multiplier", 1.0), config.get("block_multiple_of", 256)
-    if type(width) is not int or not config.get("block_auto_adjust_ff_dim", True):
+    if type(width) is not int or width > MAX_WIDTH or not config.get("block_auto_adjust_ff_dim", True):
         return width
     width = int(2 * width / 3)
     if factor is None:
         return width
-    if type(factor) not in (int, float) or type(multiple) is not int or multiple < 1:
+    if type(factor) not in (int, float) or not 0 < factor < MAX_WIDTH or type(multiple) is not int or multiple < 1:
         return None
     width = int(factor * width)
     return multiple * ((width + multiple - 1) // multiple)

@@ -9,7 +9,7 @@ from typing import Any
 
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.derived import one_in
-from upcycle.families.parts import Place, When
+from upcycle.families.parts import Place, When, Where
 from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
 from upcycle.families.rules import COMMON, Carry, Drop, Each, Keep
@@ -19,7 +19,7 @@ _ATTENTION = _LAYER + "self_attn."
 _LINEAR = _LAYER + "linear_attn."
 _ATTENDS = When("layer_types", ("full_attention",))
 _RECURS = When("layer_types", ("linear_attention",))
-_BIASED = When("attention_bias", (True,), also=_ATTENDS)
+_BIASED = Where(lambda config, layer: config["attention_bias"] is True and _ATTENDS.holds(config, layer))
 _OTHER_HEADS = "heads that guess further tokens; the class leaves them out"
 
 

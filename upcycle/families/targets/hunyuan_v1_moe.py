@@ -1,7 +1,7 @@
 """Hunyuan-MoE: what hunyuan_v1_dense becomes.
 
 The stock class adds a shared expert as wide as the others to every layer, `y = S(x) + sum_i w_i E_i(x)`. Here S starts
-as a copy of the dense FFN with a down projection of zeros: it adds nothing, and training can move it.
+as the first of the others with a down projection of zeros: it adds nothing, and training can move it.
 """
 
 from upcycle.families.parts import Tensor
@@ -21,9 +21,9 @@ HUNYUAN_V1_MOE = Target(
         Tensor("norms", LAYER + "self_attn.key_layernorm.weight", ("H",), ("norm.k",)),
         Tensor("router", LAYER + "mlp.gate.wg.weight", ("E", "D"), ("router",)),
         *MLP_EXPERTS[1:],
-        Tensor("shared", _SHARED + "gate_proj.weight", ("F", "D"), ("gate",)),
-        Tensor("shared", _SHARED + "up_proj.weight", ("F", "D"), ("up",)),
-        Tensor("shared", _SHARED + "down_proj.weight", ("D", "F")),
+        Tensor("shared", _SHARED + "gate_proj.weight", ("M", "D"), ("first.gate",)),
+        Tensor("shared", _SHARED + "up_proj.weight", ("M", "D"), ("first.up",)),
+        Tensor("shared", _SHARED + "down_proj.weight", ("D", "M")),
     ),
     fields={"num_experts": "E", "moe_topk": "top_k", "num_experts_per_tok": "top_k", "intermediate_size": "M"},
     constants={"output_router_logits": False},

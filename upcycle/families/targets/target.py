@@ -51,6 +51,7 @@ class Target:
     stock_loss: bool = True  # transformers' own forward adds a load-balancing loss to its loss
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
+    idle_width: int = 0  # neurons of a shared expert that adds nothing, where the class cannot do without a shared one
 
     @property
     def has_shared(self) -> bool:
