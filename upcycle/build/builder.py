@@ -219,7 +219,7 @@ class _Layout:
         return self._order.carried(spec)
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
-        """Yield the parts of a tensor that are matrices of experts, expert by expert, of the first or the shared one."""
+        """Yield the parts of a tensor that are matrices of experts one by one, of the first, or of the shared one."""
         made = self._experts[layer]
         of = {"shared": (made.shared,), "first": made.ffns[:1]}
         ffns = made.ffns if number is None else (made.ffns[number],)

@@ -1,4 +1,4 @@
-"""Cohere2 (Command R7B, Command A): attention and FFN read one norm side by side; layers with a window rotate, in pairs."""
+"""Cohere2 (Command R7B, Command A): attention and FFN read one norm side by side; layers with a window rotate pairs."""
 
 from dataclasses import replace
 

@@ -30,17 +30,14 @@ def _layer_types(config: Mapping[str, Any]) -> Any:
 
 
 def _width(config: Mapping[str, Any]) -> Any:
-    """Return the FFN's width (Lfm2MLP): two thirds of what the config says, times a factor, rounded up; or just that."""
+    """Return the FFN's width (Lfm2MLP): as the config has it, or two thirds of that, times a factor, rounded up."""
     width = config.get("block_ff_dim", config["intermediate_size"])
     factor, multiple = config.get("block_ffn_dim_multiplier", 1.0), config.get("block_multiple_of", 256)
     if type(width) is not int or width > MAX_WIDTH or not config.get("block_auto_adjust_ff_dim", True):
         return width
-    width = int(2 * width / 3)
-    if factor is None:
-        return width
     if type(factor) not in (int, float) or not 0 < factor < MAX_WIDTH or type(multiple) is not int or multiple < 1:
         return None
-    width = int(factor * width)
+    width = int(factor * int(2 * width / 3))
     return multiple * ((width + multiple - 1) // multiple)
 
 

@@ -1,7 +1,6 @@
 """Cohere2-MoE: what cohere2 becomes."""
 
-from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EITHER, STACKED
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, MLP_EITHER, STACKED
 from upcycle.families.targets.target import LayerChoice, Router, Target
 
 COHERE2_MOE = Target(
