@@ -10,7 +10,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 
-COHERE = {"num_hidden_layers": 3, "logit_scale": 0.7, "layer_norm_eps": 3e-3, "rms_norm_eps": ..., "sliding_window": 5}
+COHERE = {"num_hidden_layers": 3, "logit_scale": 0.7, "layer_norm_eps": 3e-3, "sliding_window": 5}
 LFM = {"num_hidden_layers": 3, "norm_eps": 3e-3, "rms_norm_eps": ..., "conv_L_cache": 4, "block_multiple_of": 8}
 LINEAR = {
     "num_hidden_layers": 3, "linear_key_head_dim": 6, "linear_value_head_dim": 10, "linear_num_key_heads": 2,

@@ -13,6 +13,7 @@ COHERE2 = replace(
     model_type="cohere2",
     model_class="Cohere2ForCausalLM",
     title="Cohere2",
+    known="Command R7B, Command A, Tiny Aya",
     readers=Readers(),  # not tried
     parts={name: place for name, place in LLAMA.parts.items() if name != "norm.ffn"},
     fields={

@@ -15,6 +15,7 @@ HUNYUAN_V1_DENSE = replace(
     model_type="hunyuan_v1_dense",
     model_class="HunYuanDenseV1ForCausalLM",
     title="Hunyuan",
+    known="Hunyuan 0.5B to 7B",
     readers=Readers(),  # not tried
     parts={
         **LLAMA.parts,

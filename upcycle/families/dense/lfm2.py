@@ -47,6 +47,7 @@ LFM2 = Dense(
     model_type="lfm2",
     model_class="Lfm2ForCausalLM",
     title="LFM2",
+    known="LFM2 350M to 2.6B, LFM2.5",
     parts={
         "embeddings": Place("model.embed_tokens.weight", ("V", "D")),
         "attention.q": Place(_ATTENTION + "q_proj.weight", ("Q", "D"), when=_ATTENDS),

@@ -35,6 +35,7 @@ QWEN3_5_TEXT = replace(
     model_type="qwen3_5_text",
     model_class="Qwen3_5ForCausalLM",
     title="Qwen3.5",
+    known="the text model of Qwen3.5",
     readers=Readers(),  # not tried
     parts={
         **{part: place for part, place in LLAMA.parts.items() if not part.startswith("attention.")},

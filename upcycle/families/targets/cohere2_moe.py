@@ -33,4 +33,5 @@ COHERE2_MOE = Target(
         lambda sparse: {"mlp_layer_types": ["sparse" if experts else "dense" for experts in sparse]},
     ),
     limits=(),
+    stock_loss=False,
 )

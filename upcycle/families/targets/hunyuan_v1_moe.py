@@ -32,4 +32,5 @@ HUNYUAN_V1_MOE = Target(
     experts="mlp.experts",
     stacked={**STACKED, "mlp.gate.wg.weight": ("router",)},
     limits=(),
+    stock_loss=False,
 )

@@ -52,5 +52,6 @@ LFM2_MOE = Target(
     },
     layer_choice=first_dense("num_dense_layers"),
     limits=(),
+    stock_loss=False,
     spine=LFM2.spine,
 )
