@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = (
     "peft", "transformers.models.llama.modeling_llama", "transformers.models.mixtral.modeling_mixtral",
     "upcycle.cli.main", "upcycle.cli.progress", "upcycle.pipeline.publish",
-    "upcycle.pipeline.stages", "upcycle.pipeline.stream", "upcycle.plan.compute", "upcycle.card", "upcycle.hub.fit",
+    "upcycle.pipeline.stages", "upcycle.pipeline.stream", "upcycle.plan.compute", "upcycle.card", "upcycle.moe.fit",
 )  # fmt: skip
 
 COMMAND_LINE = "from upcycle.cli.main import main; main()"

@@ -126,6 +126,7 @@ def test_gradients_are_those_of_the_formed_experts(base: Path, shared_a: bool, m
     model = drawn(wrap(load(base), shared_a=shared_a))
     _, layer = expert_layers(model)[0]
     own, router = experts_of(layer), router_of(layer)
+    ffn: Any = layer.ffn
     x_TD = torch.randn(23, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
     upstream_TD = torch.randn(23, 32, generator=torch.Generator().manual_seed(3))
 
@@ -137,7 +138,7 @@ def test_gradients_are_those_of_the_formed_experts(base: Path, shared_a: bool, m
             a = 0 if shared_a else e
             gate, up, down = (
                 part.weight + 2.0 * getattr(own, f"{name}_B")[e] @ getattr(own, f"{name}_A")[a]
-                for name, part in (("gate", layer.ffn.gate), ("up", layer.ffn.up), ("down", layer.ffn.down))
+                for name, part in (("gate", ffn.gate), ("up", ffn.up), ("down", ffn.down))
             )
             total = total + weights_TE[:, e : e + 1] * linear(silu(linear(x_TD, gate)) * linear(x_TD, up), down)
         return total
@@ -359,16 +360,16 @@ def test_settings_that_make_no_sense(base: Path, fields: dict[str, Any], message
 
 
 def test_a_model_that_no_table_knows_needs_names():
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import DiffLlamaConfig, DiffLlamaForCausalLM
 
-    config = Qwen2Config(
+    config = DiffLlamaConfig(
         vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).eval()
+    model = DiffLlamaForCausalLM(config).eval()
     dense = logits(model)
-    with pytest.raises(ValueError, match="no module names are known for a model of the type qwen2"):
+    with pytest.raises(ValueError, match=r"found model_type 'diffllama', expected one of apertus.*ExpertsConfig\(ffn="):
         wrap(model)
     names = {"block": "mlp", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
     wrapped = wrap(model, ffn=names, attention=[])

@@ -1,7 +1,6 @@
 """LoRAs as experts: each computes what the LoRA merged by peft computes, and what cannot be an expert is refused."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.loras import FFN, configure, load, merged, replace_tensors, save_lora, tensors_of
 from tests.models import SMALL, save_dense
@@ -17,7 +17,7 @@ from upcycle.adapt.lora_files import Lora, read_lora
 from upcycle.adapt.prototypes import prototypes
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import InputError, UpcycleError
-from upcycle.families.match import Match, match
+from upcycle.families.base import AdapterBase, adapter_base
 from upcycle.moe.adapters import Ffn, LoraExperts
 from upcycle.requests.attach import AttentionDeltas
 
@@ -67,8 +67,8 @@ def composed(model: Path, *places: Path, **how: Any) -> Composed:
     return compose([read_lora(place) for place in places], matched(model), **how)
 
 
-def matched(model: Path) -> Match:
-    return match(open_checkpoint(model))
+def matched(model: Path) -> AdapterBase:
+    return adapter_base(open_checkpoint(model))
 
 
 class OneExpert(nn.Module):
@@ -123,7 +123,7 @@ def test_every_expert_is_the_merged_lora(base: Path, loras: dict[str, Path]) -> 
 
 
 def test_names_shapes_and_notes(base: Path, loras: dict[str, Path]) -> None:
-    made = composed(base, loras["plain"], loras["two_of_three"], loras["one_layer"], base="org/other")
+    made = composed(base, loras["plain"], loras["two_of_three"], loras["one_layer"], called="org/other")
     shapes = {"gate": (F, D), "up": (F, D), "down": (D, F)}
     expected = {
         f"{PREFIX}model.layers.{layer}.mlp.upcycle_experts.{part}_{factor}": shape
@@ -142,10 +142,10 @@ def test_names_shapes_and_notes(base: Path, loras: dict[str, Path]) -> None:
 
 
 def test_the_base_is_known_by_its_name_alone(base: Path, loras: dict[str, Path]) -> None:
-    assert composed(base, loras["plain"], base=f"other/{base.name.upper()}").notes == ()
+    assert composed(base, loras["plain"], called=f"other/{base.name.upper()}").notes == ()
     lora = read_lora(loras["plain"])
     named = Lora(lora.place, "org/Some-7B", lora.deltas)
-    assert compose([named], matched(base), base="/cache/models--org--some-7b/snapshots/0123").notes == ()
+    assert compose([named], matched(base), called="/cache/models--org--some-7b/snapshots/0123").notes == ()
 
 
 def test_the_same_loras_give_the_same_bytes(base: Path, loras: dict[str, Path]) -> None:
@@ -430,15 +430,15 @@ def test_modules_that_experts_have_not(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"L": 1}, "another base; found updates of layer 1, expected layers 0 to 0"),
-        ({"F": 64}, r"another base: shapes .*\(4, 48\) and \(32, 4\), expected \(4, 64\)"),
-        ({"D": 64}, "another base: shapes"),
+        ({"num_hidden_layers": 1}, "another base; found updates of layer 1, expected layers 0 to 0"),
+        ({"intermediate_size": 64}, r"another base: shapes .*\(4, 48\) and \(32, 4\), expected \(4, 64\)"),
+        ({"hidden_size": 64}, "another base: shapes"),
     ],
 )
-def test_another_base(sizes: dict[str, int], message: str, base: Path, loras: dict[str, Path]) -> None:
-    other = matched(base)
+def test_another_base(sizes: dict[str, int], message: str, loras: dict[str, Path], tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**{**SMALL, **sizes})).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=message):
-        compose([read_lora(loras["plain"])], replace(other, sizes={**other.sizes, **sizes}))
+        composed(tmp_path, loras["plain"])
 
 
 def test_requests_that_are_refused(base: Path, lora: Path) -> None:

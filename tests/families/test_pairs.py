@@ -109,11 +109,13 @@ def test_adapter_experts_of_qwen3_merge_into_its_mixture(
     assert logits_error(formula_model(base, adapter), tmp_path / "out") <= 1e-5
 
 
-def test_adapter_experts_need_linear_layers_of_their_own(made: Callable[[str], Path], tmp_path: Path) -> None:
-    attach(Attach(model=str(made("qwen3")), out=str(tmp_path / "qwen3"), experts=(2,)))
-    with pytest.raises(UnsupportedError, match="a phi3, which keeps several in one"):
-        attach(Attach(model=str(made("phi3")), out=str(tmp_path / "phi3"), experts=(2,)))
-    assert not (tmp_path / "phi3").exists()
+@pytest.mark.parametrize(("name", "rows"), [("qwen3", {48}), ("phi3", {48})])
+def test_adapter_experts_of_a_fused_matrix_keep_gate_and_up_apart(
+    made: Callable[[str], Path], name: str, rows: set[int], tmp_path: Path
+) -> None:
+    attach(Attach(model=str(made(name)), out=str(tmp_path / name), experts=(2,)))
+    found = tensors(tmp_path / name)
+    assert {value.shape[1] for key, value in found.items() if key.endswith(("gate_B", "up_B"))} == rows
 
 
 def test_qwen3_has_no_compact_form(made: Callable[[str], Path], tmp_path: Path) -> None:

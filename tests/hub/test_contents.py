@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import edit_json, run_convert
 from upcycle.errors import CheckpointError, InputError
 from upcycle.hub.contents import Contents, read_contents
-from upcycle.hub.fit import check_fit
 from upcycle.hub.stale import beside, is_of_a_model
+from upcycle.moe.fit import check_fit
 
 
 @pytest.fixture(scope="module")

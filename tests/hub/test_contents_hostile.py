@@ -15,8 +15,8 @@ import pytest
 from tests.conftest import edit_json, run_convert
 from upcycle.errors import CheckpointError, InputError
 from upcycle.hub.contents import Contents, Item, read_contents
-from upcycle.hub.fit import check_fit
 from upcycle.hub.secrets import refuse_secret_text, refuse_secrets
+from upcycle.moe.fit import check_fit
 
 TOKEN = "hf_aTokenThatIsNone"
 

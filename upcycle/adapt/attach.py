@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from upcycle.adapt.compose import Composed, compose
 from upcycle.adapt.lora_files import read_lora
 from upcycle.adapt.prototypes import prototypes
 from upcycle.adapters import ExpertsConfig
-from upcycle.build.adapter_experts import PEFT_PREFIX, linear_shapes, module_name, modules_of, router_name
+from upcycle.build.adapter_experts import PEFT_PREFIX, router_name
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from upcycle.checkpoint.digest import seed_from, sha256_of
 from upcycle.checkpoint.identity import fingerprint
@@ -36,8 +37,9 @@ from upcycle.checkpoint.reader import (
 from upcycle.checkpoint.staging import open_staging
 from upcycle.checkpoint.writer import write_durably
 from upcycle.errors import InputError
-from upcycle.families.match import Match, match
+from upcycle.families.base import AdapterBase, adapter_base
 from upcycle.moe.adapters import LoraUpdate
+from upcycle.moe.fit import check_fit
 from upcycle.plan.make import output_path
 from upcycle.plan.receipt import FORMAT, Origin, as_text
 from upcycle.requests import recorded
@@ -45,6 +47,8 @@ from upcycle.requests.attach import Attach
 
 MULTIPLE = 8
 """Of which the width of an expert must be a multiple, for stock transformers to run it in 16 bits (grouped_mm)."""
+
+UNMERGEABLE = "`merge` cannot write this adapter as a plain model: no mixture of experts is known for its base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +80,13 @@ def attach(base: Path, request: Attach, loras: Sequence[Path] = ()) -> Attached:
     """
     out = output_path(request.out)
     checkpoint = open_checkpoint(base)
-    matched = match(checkpoint)
-    modules_of(matched.dense)  # or there is nothing to attach to
-    _check_width(request, checkpoint)
+    of = adapter_base(checkpoint)
+    if of.has_pair:
+        _check_width(request, checkpoint)
+    else:  # nothing but names is known of it: what they do not account for is for its class to say
+        check_fit(base, {name: (spec.dtype, spec.shape) for name, spec in checkpoint.tensors.items()})
     check_out(out, (base, *loras), overwrite=request.overwrite)
-    draft = _single_lora(matched, request, checkpoint) if request.baseline else _experts(matched, request, base, loras)
+    draft = _single_lora(of, request, base) if request.baseline else _experts(of, request, base, loras)
     files = _files(draft, request, checkpoint)
     identity = {"adapter": sha256_of(files[ADAPTER_WEIGHTS] + files[ADAPTER_CONFIG])}
     with open_staging(out, identity, resume=not request.overwrite, overwrite=request.overwrite) as staging:
@@ -93,7 +99,7 @@ def attach(base: Path, request: Attach, loras: Sequence[Path] = ()) -> Attached:
         sum(tensor.numel() for tensor in draft.tensors.values()),
         sum(prod(spec.shape) for spec in checkpoint.tensors.values()),
         len(files[ADAPTER_WEIGHTS]),
-        draft.notes,
+        (*draft.notes, *([] if of.has_pair else [f"{UNMERGEABLE} ({of.model_type})"])),
     )
 
 
@@ -109,8 +115,8 @@ def _check_width(request: Attach, checkpoint: Checkpoint) -> None:
         )  # fmt: skip
 
 
-def _experts(matched: Match, request: Attach, base: Path, loras: Sequence[Path]) -> _Draft:
-    composed = _composed(matched, request, base, loras)
+def _experts(of: AdapterBase, request: Attach, base: Path, loras: Sequence[Path]) -> _Draft:
+    composed = _composed(of, request, base, loras)
     start = "zeros" if request.start == "prototypes" else request.start
     config = ExpertsConfig(
         expert_type=request.expert_type,
@@ -135,7 +141,7 @@ def _experts(matched: Match, request: Attach, base: Path, loras: Sequence[Path])
         raise InputError(f"cannot have these experts ({error})", where=base) from error
     tensors = {name: value.contiguous() for name, value in get_peft_model_state_dict(model).items()}
     if composed:
-        _fill(tensors, composed, matched, request)
+        _fill(tensors, composed, request)
     return _Draft(config, tensors, tuple(config.counts), composed.notes if composed else ())
 
 
@@ -146,15 +152,15 @@ def _skeleton(base: Path) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def _composed(matched: Match, request: Attach, base: Path, loras: Sequence[Path]) -> Composed | None:
+def _composed(of: AdapterBase, request: Attach, base: Path, loras: Sequence[Path]) -> Composed | None:
     if not loras:
         return None
     read = [read_lora(path) for path in loras]
     policy, shared = request.attention_deltas, request.shared_a
-    return compose(read, matched, attention=policy, shared_a=shared, base=_base_name(base)[0])
+    return compose(read, of, attention=policy, shared_a=shared, called=_base_name(base)[0])
 
 
-def _fill(tensors: dict[str, Tensor], composed: Composed, matched: Match, request: Attach) -> None:
+def _fill(tensors: dict[str, Tensor], composed: Composed, request: Attach) -> None:
     """Put the LoRAs' own matrices, and routers made of them, where the drawn ones are."""
     for name, value in composed.tensors.items():
         assert tensors[name].shape == value.shape  # noqa: S101 - both come from the same request
@@ -162,40 +168,40 @@ def _fill(tensors: dict[str, Tensor], composed: Composed, matched: Match, reques
     if request.start == "prototypes":
         for layer in (layer for layer, count in enumerate(composed.per_layer) if count):
             rows = prototypes(composed.layer(layer), request.from_lora)
-            tensors[router_name(matched.dense, layer)] = rows
+            tensors[router_name(composed.base, layer)] = rows
 
 
-def _single_lora(matched: Match, request: Attach, checkpoint: Checkpoint) -> _Draft:
+def _single_lora(of: AdapterBase, request: Attach, base: Path) -> _Draft:
     """A plain LoRA of the FFN whose rank gives it about as many parameters as the experts and routers would have."""
-    names = modules_of(matched.dense)
-    wanted = _experts(matched, request, checkpoint.directory, ())
-    attention = [name for name in names.attention if request.attention_rank]
+    wanted = _experts(of, request, base, ())
+    ffn, attention = of.modules.linear, of.modules.attention if request.attention_rank else ()
     own = sum(value.numel() for name, value in wanted.tensors.items() if "upcycle_lora" not in name)
-    linear, ffn = linear_shapes(matched), (names.gate, names.up, names.down)
-    shapes = {
-        (module_name(matched.dense, layer, name), name): linear[name]
-        for layer in range(matched.layers)
-        for name in (*ffn, *attention)
-    }
-    unit = sum(sum(shape) for (_, name), shape in shapes.items() if name in ffn)
-    rank = max(1, round(own / unit))
+    rank = max(1, round(own / sum(of.layers * sum(of.shapes[name]) for name in ffn)))
     tensors: dict[str, Tensor] = {}
-    for (name, module), (outputs, inputs) in shapes.items():
+    for layer, module in product(range(of.layers), (*ffn, *attention)):
+        name, (outputs, inputs) = of.module(layer, module), of.shapes[module]
         update = LoraUpdate(inputs, outputs, rank if module in ffn else request.attention_rank, scaling=1.0)
         update.draw(torch.Generator().manual_seed(seed_from(f"{request.seed}:{name}")))
         tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = update.lora_A.detach()
         tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = update.lora_B.detach()
-    last = [name.rpartition(".")[2] for name in attention]
+    called = _called(of, ffn), _called(of, attention)
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        rank_pattern=dict.fromkeys(last, request.attention_rank),
-        alpha_pattern=dict.fromkeys(last, 2 * request.attention_rank),
-        target_modules=[name.rpartition(".")[2] for name in (names.gate, names.up, names.down, *attention)],
+        rank_pattern=dict.fromkeys(called[1], request.attention_rank),
+        alpha_pattern=dict.fromkeys(called[1], 2 * request.attention_rank),
+        target_modules=[*called[0], *called[1]],
         task_type="CAUSAL_LM",
     )
-    total, of = (sum(value.numel() for value in values.values()) for values in (tensors, wanted.tensors))
-    return _Draft(config, tensors, (), (f"a LoRA of rank {rank}: {total:,} parameters where the experts have {of:,}",))
+    total, experts = (sum(value.numel() for value in values.values()) for values in (tensors, wanted.tensors))
+    note = f"a LoRA of rank {rank}: {total:,} parameters where the experts have {experts:,}"
+    return _Draft(config, tensors, (), (note,))
+
+
+def _called(of: AdapterBase, modules: Sequence[str]) -> list[str]:
+    """Return what peft finds these modules by: the last part of their names, or all where others have the same."""
+    last = [name.rpartition(".")[2] for name in (*of.modules.linear, *of.modules.attention)]
+    return [name if last.count(short := name.rpartition(".")[2]) > 1 else short for name in modules]
 
 
 def _base_name(base: Path) -> tuple[str, str | None]:

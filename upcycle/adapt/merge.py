@@ -12,9 +12,12 @@ from upcycle.build.adapter_experts import AdapterExperts, open_experts
 from upcycle.build.merge import check_mergeable, plan_merge
 from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
-from upcycle.errors import UpcycleError
+from upcycle.errors import UnsupportedError, UpcycleError
+from upcycle.families.base import adapter_base
+from upcycle.families.config import refuse_mixture
 from upcycle.families.match import match
-from upcycle.families.pairs import DEFAULT_COMPACT
+from upcycle.families.pairs import DEFAULT_COMPACT, DENSE
+from upcycle.message import quoted
 from upcycle.plan.account import Account, account
 from upcycle.plan.execute import Advance
 from upcycle.plan.make import Making, make, output_path, worker_count
@@ -83,7 +86,8 @@ def merge(adapter: Path, base: Path, request: Merge, start: Callable[[int], Adva
 
 def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoint, AdapterExperts]:
     checkpoint = open_checkpoint(base)
-    saved = open_experts(adapter, match(checkpoint))
+    _refuse_without_target(checkpoint)
+    saved = open_experts(adapter, adapter_base(checkpoint))
     saved.adapter.check_base(base)
     check_mergeable(saved, request)
     target = (request.target or DEFAULT_COMPACT) if request.to == "compact" else None
@@ -92,6 +96,19 @@ def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoi
     drafted = Draft(plan, tuple(changes_of(plan, checkpoint, matched, saved, compact=request.to == "compact")))
     refuse_unchanged(drafted, adapter)
     return drafted, checkpoint, saved
+
+
+def _refuse_without_target(checkpoint: Checkpoint) -> None:
+    refuse_mixture(checkpoint.config)
+    if checkpoint.config.get("model_type") not in DENSE:
+        raise UnsupportedError(
+            "no mixture of experts of transformers is known that computes what this model and its adapter do, so there "
+            "is nothing to merge them into",
+            where=checkpoint.directory,
+            found=f"model_type {quoted(checkpoint.config.get('model_type'))}",
+            hint="it stays an adapter: `upcycle train` and `upcycle generate` take it as it is, and so does peft after "
+            "`import upcycle.adapters`",
+        )
 
 
 def _counted(drafted: Draft, checkpoint: Checkpoint, saved: AdapterExperts) -> Merged:

@@ -5,60 +5,36 @@ Shapes: R rank, X inputs, Y outputs.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from upcycle.adapt.lora_files import Delta, Lora
-from upcycle.build.adapter_experts import linear_shapes, modules_of
 from upcycle.errors import InputError
-from upcycle.families.dense.dense import Dense, Modules
-from upcycle.families.match import Match
-
-
-@dataclass(frozen=True)
-class Linears:
-    """The linear layers that LoRAs must fit."""
-
-    dense: Dense
-    names: Modules
-    layers: int
-    shapes: Mapping[str, tuple[int, ...]]  # (outputs, inputs) of the linear layers that experts and attention have
-
-    @property
-    def ffn(self) -> tuple[str, str, str]:
-        """The linear layers of an FFN: gate, up and down."""
-        return (self.names.gate, self.names.up, self.names.down)
-
-    @classmethod
-    def of(cls, matched: Match) -> "Linears":
-        """Return those of the model of `matched`."""
-        return cls(matched.dense, modules_of(matched.dense), matched.layers, linear_shapes(matched))
-
+from upcycle.families.base import AdapterBase
 
 Placed = Mapping[tuple[int, str], Delta]
 """A LoRA's updates by layer and linear layer, their scale folded into B."""
 
 
-def place_updates(lora: Lora, dense: Linears) -> Placed:
+def place_updates(lora: Lora, base: AdapterBase) -> Placed:
     """Find every update's place in the base; raise InputError for one that has none."""
-    layer_of = re.escape(dense.dense.spine.layer).replace(r"\{layer\}", "(0|[1-9][0-9]{0,8})")
+    layer_of = re.escape(base.layer).replace(r"\{layer\}", "(0|[1-9][0-9]{0,8})")
     named = re.compile(rf"{layer_of}\.(.+)")
     result: dict[tuple[int, str], Delta] = {}
     for module, delta in lora.deltas.items():
         match = named.fullmatch(module)
-        if match is None or match[2] not in dense.shapes:
+        if match is None or match[2] not in base.shapes:
             raise InputError(
                 f"updates {module}, which is no linear layer of an FFN or an attention",
                 where=lora.place,
-                expected=", ".join(dense.shapes),
+                expected=", ".join(base.shapes),
                 hint="train the LoRA without it, or merge it into a model and attach to that",
             )
         layer, name = int(match[1]), match[2]
-        if layer >= dense.layers:
+        if layer >= base.layers:
             raise InputError(
                 "the LoRA was made for another base", where=lora.place, found=f"updates of layer {layer}",
-                expected=f"layers 0 to {dense.layers - 1}", hint=_said_base(lora),
+                expected=f"layers 0 to {base.layers - 1}", hint=_said_base(lora),
             )  # fmt: skip
-        outputs, inputs = dense.shapes[name]
+        outputs, inputs = base.shapes[name]
         expected = ((delta.rank, inputs), (outputs, delta.rank))
         found = (tuple(delta.A_RX.shape), tuple(delta.B_YR.shape))
         if found != expected:
@@ -82,10 +58,10 @@ def _said_base(lora: Lora) -> str | None:
     return f"the adapter names {ascii(lora.base)[:120]} as its base" if lora.base else None
 
 
-def leaves_of(deltas: Placed, dense: Linears, among: Sequence[str] | None = None) -> str:
+def leaves_of(deltas: Placed, base: AdapterBase, among: Sequence[str] | None = None) -> str:
     """What a LoRA updates, as people say it: `q_proj, v_proj`."""
     found = {name for _, name in deltas}
-    return ", ".join(leaf(name) for name in dense.shapes if name in found and (among is None or name in among))
+    return ", ".join(leaf(name) for name in base.shapes if name in found and (among is None or name in among))
 
 
 def leaf(name: str) -> str:

@@ -16,7 +16,7 @@ def prototypes(experts: Mapping[str, Tensor], names: Sequence[str] = ()) -> Tens
 
     `experts` holds one layer's `gate_A`, `gate_B`, `up_A` and `up_B`, shaped as LoraExperts has them; `names` are what
     errors call the experts. A row is the first right singular vector of the update of all that reads the input,
-    `[B_gate A_gate; B_up A_up]`. A factor common to both, such as `s`, changes nothing.
+    `[B_gate A_gate; B_up A_up]`, without a gate `B_up A_up`. A factor common to both, such as `s`, changes nothing.
 
     A singular vector has no sign. Arrow does not need one, for it routes by `|x v|`; a softmax router is linear and
     prefers one side. The sign here makes the entry of largest magnitude positive, the first of them if several are:
@@ -25,7 +25,12 @@ def prototypes(experts: Mapping[str, Tensor], names: Sequence[str] = ()) -> Tens
     Raises InputError, naming them, for experts that change neither gate nor up here: they have no prototype.
     """
     small_EXD = torch.cat(
-        [_reduced(experts[f"{part}_A"].double(), experts[f"{part}_B"].double()) for part in ("gate", "up")], dim=1
+        [
+            _reduced(experts[f"{part}_A"].double(), experts[f"{part}_B"].double())
+            for part in ("gate", "up")
+            if f"{part}_A" in experts
+        ],
+        dim=1,
     )
     empty = (small_EXD == 0).all(-1).all(-1).nonzero().flatten().tolist()
     if empty:

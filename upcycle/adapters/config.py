@@ -9,6 +9,7 @@ from peft import PeftConfig
 
 from upcycle.checkpoint.adapter import EXPERTS
 from upcycle.checkpoint.strict_json import is_finite_number
+from upcycle.families.dense.dense import Modules
 from upcycle.requests.attach import DEFAULT_SCALING
 
 PEFT_TYPE = EXPERTS
@@ -16,8 +17,10 @@ PEFT_TYPE = EXPERTS
 EXPERT_TYPES = ("lora", "bottleneck", "pesc", "ia3")
 SCORINGS = ("topk", "dense", "top1")
 STARTS = ("normal", "zeros")
-PARTS = ("block", "gate", "up", "down")
-"""Of an FFN."""
+FORMS = ({"gate", "up"}, {"up"}, {"gate_up"})
+"""Linear layers of an FFN that read its input; see `Modules`."""
+
+_FFN = "the names of block, down and gate, up (or up alone, or gate_up), and of act and dropout where it has them"
 
 
 @dataclass
@@ -51,7 +54,12 @@ class ExpertsConfig(PeftConfig):
     )
     z_coef: float = field(default=0.001, metadata={"help": "Weight of the router z-loss, likewise."})
     ffn: dict[str, str] | None = field(
-        default=None, metadata={"help": "block, gate, up and down: modules of the FFN, named from the layer on."}
+        default=None,
+        metadata={
+            "help": "Modules of the FFN, named from the layer on: block, down, and gate and up, or up alone, or "
+            "gate_up for one matrix with the gate's rows first; and attributes of the block: act (act_fn if not given) "
+            "and dropout."
+        },
     )
     attention: list[str] | None = field(
         default=None, metadata={"help": "Linear layers of the attention, named from the layer on."}
@@ -82,7 +90,7 @@ class ExpertsConfig(PeftConfig):
             yield name, is_finite_number(getattr(self, name)), "a finite number"
         listed = isinstance(self.num_experts, int | list | tuple)
         yield "num_experts", listed and all(type(count) is int for count in self.counts), "whole numbers"
-        yield "ffn", self.ffn is None or _names(self.ffn, PARTS), f"the names of {', '.join(PARTS)}"
+        yield "ffn", self.ffn is None or _is_ffn(self.ffn), _FFN
         yield "attention", self.attention is None or _are_texts(self.attention), "a list of names"
 
     def _rules(self) -> Iterator[tuple[str, object, str]]:
@@ -96,6 +104,12 @@ class ExpertsConfig(PeftConfig):
         yield "rank", self.rank >= 1, "1 or more"
         yield "attention_rank", self.attention_rank >= 0, "0 or more"
         yield "shared_a", not self.shared_a or self.expert_type == "lora", "experts of type lora, which have an A"
+
+    @property
+    def modules(self) -> Modules:
+        """`ffn` and `attention` as one; both must be there."""
+        assert self.ffn is not None  # noqa: S101
+        return Modules(**self.ffn, attention=tuple(self.attention or ()))
 
     @property
     def counts(self) -> list[int]:
@@ -120,6 +134,8 @@ def _are_texts(values: object) -> bool:
     return isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
 
 
-def _names(named: object, parts: Sequence[str]) -> bool:
-    """Whether this names all the parts of something, and nothing else."""
-    return isinstance(named, dict) and set(named) == set(parts) and _are_texts(list(named.values()))
+def _is_ffn(named: object) -> bool:
+    """Whether this names all the parts of an FFN, and nothing else."""
+    if not isinstance(named, dict) or not _are_texts(list(named.values())) or not {"block", "down"} <= set(named):
+        return False
+    return set(named) - {"block", "down", "act", "dropout"} in FORMS

@@ -5,6 +5,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from upcycle.families.dense.dense import Modules
 from upcycle.moe.adapters import AdapterRouter, Experts, Ffn, LoraUpdate
 
 
@@ -35,10 +36,10 @@ class ExpertsLayer(AdapterLayer):
 
     adapter_layer_names = ("upcycle_router", "upcycle_experts")
 
-    def __init__(self, base_layer: nn.Module, *, gate: str, up: str, down: str) -> None:
-        """Wrap an FFN; its parts are named from it on. Raises AttributeError where it has others."""
+    def __init__(self, base_layer: nn.Module, modules: Modules) -> None:
+        """Wrap an FFN with the parts that `modules` names. Raises AttributeError where it has others."""
         super().__init__(base_layer)
-        self._parts = {"gate": gate, "up": up, "down": down}
+        self.names = modules
         self.upcycle_router = nn.ModuleDict()
         self.upcycle_experts = nn.ModuleDict()
         _ = self.ffn
@@ -46,8 +47,12 @@ class ExpertsLayer(AdapterLayer):
     @property
     def ffn(self) -> Ffn:
         """The parts of the base layer as they are now: another adapter may have wrapped one of them meanwhile."""
-        block: Any = self.base_layer
-        return Ffn(block, act=block.act_fn, **{part: block.get_submodule(name) for part, name in self._parts.items()})
+        block, names = self.base_layer, self.names
+        linear = {part: getattr(names, part) for part in ("gate", "up", "down", "gate_up")}
+        inside = {part: name.removeprefix(f"{names.block}.") for part, name in linear.items() if name is not None}
+        found: dict[str, Any] = {part: block.get_submodule(name) for part, name in inside.items()}
+        dropout = 0.0 if names.dropout is None else _probability(getattr(block, names.dropout))
+        return Ffn(block, act=getattr(block, names.act), dropout=dropout, **{"gate": None, "up": None, **found})
 
     def routed(self) -> list[tuple[str, str]]:
         """Return router and experts of the active adapter, named from here on; none while there is no such adapter."""
@@ -67,6 +72,11 @@ class ExpertsLayer(AdapterLayer):
         _, weights_TK, chosen_TK = self.upcycle_router[name](x.flatten(0, -2))
         mixed: Tensor = self.upcycle_experts[name](x, weights_TK, chosen_TK, self.ffn)
         return mixed
+
+
+def _probability(dropout: Any) -> float:
+    """Return the probability of a dropout that is a number or a module."""
+    return float(dropout.p if isinstance(dropout, nn.Dropout) else dropout)
 
 
 class LowRankLayer(AdapterLayer):

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Generator, Tensor, nn
+from transformers import CONFIG_MAPPING
 
 import upcycle
 from upcycle.adapters.config import ExpertsConfig, spread_over_depth
 from upcycle.adapters.layers import AdapterLayer, ExpertsLayer, LowRankLayer
 from upcycle.checkpoint.digest import seed_from
-from upcycle.families.pairs import DENSE
+from upcycle.errors import UnsupportedError
+from upcycle.families.base import row_of
 from upcycle.moe.adapters import (
     AdapterRouter,
     BottleneckExperts,
@@ -30,10 +31,10 @@ PREFIX = "upcycle_"
 
 EXPERTS: dict[str, Any] = {
     "lora": lambda count, hidden, width, config: LoraExperts(
-        count, hidden, width, config.rank, scaling=config.scaling, shared_a=config.shared_a
+        count, hidden, width, config.rank, scaling=config.scaling, shared_a=config.shared_a, gated=config.modules.gated
     ),
     "bottleneck": lambda count, hidden, _width, config: BottleneckExperts(
-        count, hidden, config.rank, scaling=config.scaling
+        count, hidden, config.rank, scaling=config.scaling, gated=config.modules.gated
     ),
     "pesc": lambda count, hidden, _width, config: PescExperts(count, hidden, config.rank, scaling=config.scaling),
     "ia3": lambda count, _hidden, width, _config: Ia3Experts(count, width),
@@ -49,23 +50,16 @@ class ExpertsModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - peft's name; the families have the names
 
     def _prepare_adapter_config(self, peft_config: ExpertsConfig, model_config: dict[str, Any]) -> ExpertsConfig:
-        dense = DENSE.get(str(model_config.get("model_type")))
-        modules = dense.modules if dense else None
-        if (peft_config.ffn is None or peft_config.attention is None) and modules is None:
-            known = [name for name, each in DENSE.items() if each.modules]
-            raise ValueError(
-                f"no module names are known for a model of the type {model_config.get('model_type')}, "
-                f"expected one of {', '.join(known)}; ExpertsConfig(ffn=..., attention=...) names them"
-            )
-        if modules is not None:
-            names = asdict(modules)
-            attention = list(names.pop("attention"))
-            peft_config.ffn = peft_config.ffn or names
-            peft_config.attention = attention if peft_config.attention is None else peft_config.attention
-        assert peft_config.ffn is not None  # noqa: S101
+        if peft_config.ffn is None or peft_config.attention is None:
+            try:
+                names = row_of(model_config).modules
+            except UnsupportedError as error:
+                raise ValueError(str(error)) from None
+            peft_config.ffn = peft_config.ffn or names.ffn
+            peft_config.attention = list(names.attention) if peft_config.attention is None else peft_config.attention
         attention = (peft_config.attention or []) if peft_config.attention_rank else []
         peft_config.target_modules = [peft_config.ffn["block"], *attention]
-        peft_config.num_experts = spread_over_depth(peft_config.counts, int(model_config["num_hidden_layers"]))
+        peft_config.num_experts = spread_over_depth(peft_config.counts, _layer_count(model_config))
         peft_config.upcycle_version = upcycle.__version__
         return peft_config
 
@@ -129,6 +123,14 @@ def _is_ffn(key: str, config: ExpertsConfig) -> bool:
     return f".{key}".endswith(f".{config.ffn['block']}")
 
 
+def _layer_count(model_config: dict[str, Any]) -> int:
+    """Return the number of layers, which some configs call otherwise."""
+    model_type = str(model_config.get("model_type"))
+    called = CONFIG_MAPPING[model_type].attribute_map if model_type in CONFIG_MAPPING else {}
+    name = called.get("num_hidden_layers", "num_hidden_layers")
+    return int(model_config[name])
+
+
 def _layer_number(key: str) -> int:
     return int(next(part for part in key.split(".") if part.isdigit()))
 
@@ -138,14 +140,14 @@ def _added_experts(config: ExpertsConfig, name: str, target: nn.Module, key: str
     if not count:
         return None
     layer = _wrapped(target, config, key)
-    width, hidden = _shape(layer.ffn.gate)
+    hidden, width = _shape(layer.ffn.down)
     router = AdapterRouter(count, hidden, cast("Scoring", config.routing), config.top_k)
     router.balance_coef, router.z_coef = config.balance_coef, config.z_coef
     experts: Experts = EXPERTS[config.expert_type](count, hidden, width, config)
     if config.router == "normal":
         _draw(router, partial(nn.init.normal_, router.weight, std=config.router_std), config, f"{key}.router")
     _draw(experts, experts.draw, config, f"{key}.experts")
-    device = _device(layer.ffn.gate)
+    device = _device(layer.ffn.down)
     layer.add(name, router.to(device), experts.to(device))
     return layer
 
@@ -163,12 +165,20 @@ def _wrapped(block: nn.Module, config: ExpertsConfig, key: str) -> ExpertsLayer:
     """Return an FFN as a layer for experts; raise ValueError where it has other parts than the config names."""
     if isinstance(block, ExpertsLayer):
         return block
-    assert config.ffn is not None  # noqa: S101
-    inside = {part: config.ffn[part].removeprefix(f"{config.ffn['block']}.") for part in ("gate", "up", "down")}
+    names = config.modules
+    inside = [name.removeprefix(f"{names.block}.") for name in names.linear]
     try:
-        return ExpertsLayer(block, **inside)
+        layer = ExpertsLayer(block, names)
     except AttributeError as error:
-        raise ValueError(f"{key} is no FFN with {', '.join(inside.values())} and act_fn ({error})") from None
+        raise ValueError(f"{key} is no FFN with {', '.join(inside)} and {names.act} ({error})") from None
+    others = [name for name, part in block.named_children() if name not in (*inside, names.act) and _has_weights(part)]
+    if others:
+        raise ValueError(f"{key} computes with {', '.join(others)} too, which experts would leave out")
+    return layer
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:

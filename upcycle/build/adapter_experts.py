@@ -11,9 +11,10 @@ from typing import Any, Literal
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, Adapter, open_adapter
 from upcycle.checkpoint.header import TensorSpec, rows_of
 from upcycle.checkpoint.strict_json import is_finite_number
-from upcycle.errors import CheckpointError, UnsupportedError
-from upcycle.families.dense.dense import Dense, Modules
-from upcycle.families.match import FLOATS, Match
+from upcycle.errors import CheckpointError
+from upcycle.families.base import AdapterBase
+from upcycle.families.dense.dense import Modules
+from upcycle.families.match import FLOATS
 
 Kind = Literal["lora", "bottleneck", "pesc", "ia3"]
 
@@ -29,7 +30,8 @@ _EXPERTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "pesc": {"down_proj": ("E", "R", "D"), "up_proj": ("E", "D", "R")},
     "ia3": {"scale": ("E", "F")},
 }  # fmt: skip
-"""Tensors of one layer's experts; A is 1 where experts share their A matrices, else E."""
+"""Tensors of one layer's experts; A is 1 where experts share their A matrices, else E. Without a gate there is none of
+its tensors."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class AdapterExperts:
     """Experts of an adapter on disk, whose tensors fit its base."""
 
     adapter: Adapter
-    dense: Dense  # the base's architecture
+    base: AdapterBase
     kind: Kind
     experts: tuple[int, ...]  # of each layer
     top_k: int
@@ -65,11 +67,11 @@ class AdapterExperts:
 
     def router(self, layer: int) -> TensorSpec:
         """Return the router `(E, D)` of a layer."""
-        return self.tensors[router_name(self.dense, layer)]
+        return self.tensors[router_name(self.base, layer)]
 
     def expert(self, layer: int, name: str, number: int) -> TensorSpec:
         """Return one expert's part of a tensor of all experts, such as gate_proj `(E, R, D)`: where its bytes lie."""
-        return slice_of(self.tensors[expert_name(self.dense, layer, name)], number)
+        return slice_of(self.tensors[expert_name(self.base, layer, name)], number)
 
     def update(self, tensor: str) -> tuple[TensorSpec, TensorSpec] | None:
         """Return A and B of the LoRA on the linear layer whose weight the base calls `tensor`, or None."""
@@ -83,29 +85,28 @@ def slice_of(spec: TensorSpec, number: int) -> TensorSpec:
     return replace(rows_of(spec, index, index + 1), shape=spec.shape[1:])
 
 
-def open_experts(directory: Path, matched: Match) -> AdapterExperts:
+def open_experts(directory: Path, base: AdapterBase) -> AdapterExperts:
     """Read the adapter in `directory` and hold it against its base.
 
     Raises CheckpointError when a field or a tensor is missing, of another shape, or not accounted for.
     """
     adapter = open_adapter(directory)
-    saved = AdapterExperts(adapter, matched.dense, **_fields(adapter.config, directory / ADAPTER_CONFIG))
-    _check_names(adapter, modules_of(matched.dense))
-    if len(saved.experts) != matched.layers:
+    saved = AdapterExperts(adapter, base, **_fields(adapter.config, directory / ADAPTER_CONFIG))
+    _check_names(adapter, base.modules)
+    if len(saved.experts) != base.layers:
         raise CheckpointError(
             "the adapter is of another model",
             where=directory,
             found=f"{len(saved.experts)} layers",
-            expected=f"{matched.layers}, as the base has",
+            expected=f"{base.layers}, as the base has",
         )
-    _check_tensors(saved, matched)
+    _check_tensors(saved)
     return saved
 
 
 def _check_names(adapter: Adapter, names: Modules) -> None:
     """The modules that the adapter names are those that its kind of model has: others would be computed elsewhere."""
-    own = {"ffn": {part: getattr(names, part) for part in ("block", "gate", "up", "down")}}
-    own["attention"] = list(names.attention)  # type: ignore[assignment]
+    own: dict[str, Any] = {"ffn": names.ffn, "attention": list(names.attention)}
     for field, expected in own.items():
         used = field == "ffn" or adapter.config.get("attention_rank")
         found = adapter.config.get(field) if used else None
@@ -149,9 +150,9 @@ def _fields(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     }
 
 
-def _check_tensors(saved: AdapterExperts, matched: Match) -> None:
+def _check_tensors(saved: AdapterExperts) -> None:
     tensors = saved.tensors
-    expected = dict(_expected(saved, matched))
+    expected = dict(_expected(saved))
     missing = [name for name in expected if name not in tensors and not _left_out(name, tensors)]
     if missing:
         router = ": an adapter that lost its routers" if any(".upcycle_router." in name for name in missing) else ""
@@ -180,58 +181,31 @@ def _left_out(name: str, tensors: Mapping[str, TensorSpec]) -> bool:
     return stem.endswith(".upcycle_lora.lora_") and stem + {"A": "B", "B": "A"}[last] not in tensors
 
 
-def _expected(saved: AdapterExperts, matched: Match) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _expected(saved: AdapterExperts) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield every tensor that the adapter has, with its shape."""
-    dense, shapes = matched.dense, linear_shapes(matched)
+    base = saved.base
     for layer, count in enumerate(saved.experts):
-        sizes = {**matched.sizes, "R": saved.rank, "E": count, "A": 1 if saved.shared_a else count}
+        sizes = {"D": base.hidden, "F": base.width, "R": saved.rank, "E": count, "A": 1 if saved.shared_a else count}
         if count:
-            yield router_name(dense, layer), (count, sizes["D"])
+            yield router_name(base, layer), (count, sizes["D"])
             for name, letters in _EXPERTS[saved.kind].items():
-                yield expert_name(dense, layer, name), tuple(sizes[letter] for letter in letters)
-        for module in modules_of(dense).attention if saved.attention_rank else ():
-            out, into = shapes[module]
-            a, b = update_names(module_name(dense, layer, module))
+                if base.modules.gated or not name.startswith("gate_"):
+                    yield expert_name(base, layer, name), tuple(sizes[letter] for letter in letters)
+        for module in base.modules.attention if saved.attention_rank else ():
+            out, into = base.shapes[module]
+            a, b = update_names(base.module(layer, module))
             yield a, (saved.attention_rank, into)
             yield b, (out, saved.attention_rank)
 
 
-def modules_of(dense: Dense) -> Modules:
-    """Return the linear layers that adapter experts are attached to; raise UnsupportedError where there are none."""
-    if dense.modules is None:
-        raise UnsupportedError(
-            "adapter experts need an FFN and an attention of one linear layer for each matrix",
-            found=f"a {dense.model_type}, which keeps several in one",
-            hint="`upcycle convert` makes whole experts of it",
-        )
-    return dense.modules
-
-
-def linear_shapes(matched: Match) -> dict[str, tuple[int, ...]]:
-    """Return (outputs, inputs) of every linear layer of an FFN and an attention, by the module's name."""
-    names, layer = modules_of(matched.dense), matched.dense.spine.layer
-    weights = {place.tensor: place.shape for place in matched.dense.parts.values()}
-    modules = (names.gate, names.up, names.down, *names.attention)
-    return {name: matched.shape(weights[f"{layer}.{name}.weight"]) for name in modules}
-
-
-def router_name(dense: Dense, layer: int) -> str:
+def router_name(base: AdapterBase, layer: int) -> str:
     """Return the name of a layer's router in an adapter's file."""
-    return f"{PEFT_PREFIX}{_block(dense, layer)}.upcycle_router.weight"
+    return f"{PEFT_PREFIX}{base.module(layer, base.modules.block)}.upcycle_router.weight"
 
 
-def expert_name(dense: Dense, layer: int, name: str) -> str:
+def expert_name(base: AdapterBase, layer: int, name: str) -> str:
     """Return the name of a tensor of a layer's experts in an adapter's file."""
-    return f"{PEFT_PREFIX}{_block(dense, layer)}.upcycle_experts.{name}"
-
-
-def _block(dense: Dense, layer: int) -> str:
-    return module_name(dense, layer, modules_of(dense).block)
-
-
-def module_name(dense: Dense, layer: int, module: str) -> str:
-    """Return the whole name of a module that is named from the layer on."""
-    return f"{dense.spine.layer.format(layer=layer)}.{module}"
+    return f"{PEFT_PREFIX}{base.module(layer, base.modules.block)}.upcycle_experts.{name}"
 
 
 def update_names(module: str) -> tuple[str, str]:

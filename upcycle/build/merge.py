@@ -12,7 +12,7 @@ from upcycle.build.adapter_experts import AdapterExperts
 from upcycle.build.builder import Order, build_plan, expert_dtype
 from upcycle.build.methods import method_of
 from upcycle.build.side_files import merged_side_files
-from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec, read_header
+from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec, read_header, rows_of
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import UnsupportedError
 from upcycle.families.grouped import grouped_mm_problem, row_multiple
@@ -34,7 +34,11 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
 
     def carried(spec: TensorSpec) -> Part:
         pair = adapter.update(spec.name) if adapter.attention_rank else None
-        return LowRank(spec, *pair, adapter.attention_scaling) if pair else Copy(spec)
+        if pair is None:
+            return Copy(spec)
+        whole, (a, b) = base.tensors[spec.name], pair
+        first = (spec.offset - whole.offset) // (whole.nbytes // whole.shape[0])  # of a fused matrix it is some rows
+        return LowRank(spec, a, rows_of(b, first, first + spec.shape[0]), adapter.attention_scaling)
 
     order = Order(
         experts=lambda ffn, slot: method(ffn, slot, adapter),

@@ -46,6 +46,9 @@ _LFS_MAGIC = b"version https://git-lfs"
 _MAX_SIZE = 2**63 - 1
 _MAX_DIMENSIONS = 64  # of torch and NumPy
 
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Tensor -> its safetensors dtype and its shape."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

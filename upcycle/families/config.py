@@ -5,6 +5,7 @@ from typing import Any
 
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
+from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
 from upcycle.families.rules import Carry, Each, Keep, Only, Reaches, Rule, Uniform
 from upcycle.families.unread import concern, reads
@@ -31,18 +32,14 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
 
     Raises UnsupportedError when there is none.
     """
+    refuse_mixture(config)
     model_type = config.get("model_type")
-    experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
-    if experts:
-        raise UnsupportedError(
-            "the model is a mixture of experts already",
-            found=f"{experts[0]} = {short(config[experts[0]])}, {short(model_type)}",
-        )
     if not isinstance(model_type, str) or model_type not in DENSE:
         raise UnsupportedError(
             "no mixture of experts is known for this model",
             found=f"model_type {quoted(model_type)}",
             expected=f"one of {', '.join(DENSE)}",
+            hint="`upcycle attach` gives it adapter experts" if model_type in tuple(ATTACHABLE) else None,
         )
     pairs = pairs_of(model_type, target, form)
     architectures, model_class = config.get("architectures"), pairs[0].dense.model_class
@@ -78,6 +75,16 @@ def _is_class(architectures: Any, model_class: str) -> bool:
     """Whether `architectures` names the class alone, in any case: the first llamas say LLaMAForCausalLM."""
     names = architectures if isinstance(architectures, list) else []
     return [str(name).lower() for name in names] == [model_class.lower()]
+
+
+def refuse_mixture(config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedError for the config of a model that is a mixture of experts already."""
+    experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
+    if experts:
+        raise UnsupportedError(
+            "the model is a mixture of experts already",
+            found=f"{experts[0]} = {short(config[experts[0]])}, {short(config.get('model_type'))}",
+        )
 
 
 def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequence[str] = ()) -> dict[str, Any]:

@@ -102,14 +102,14 @@ def match(
     tensors. `ignored_fields` names config fields that the user declares to have no influence.
     """
     find_pairs(checkpoint.config, target, form)
-    _refuse_quantised(checkpoint)
+    refuse_quantised(checkpoint)
     pair, config = fitting(checkpoint.config, ignored_fields, target, form)
     matched = Match(pair, pair.dense.as_read(checkpoint.config), config, sizes_of(pair, config))
     _check_tensors(matched, checkpoint)
     return matched
 
 
-def _refuse_quantised(checkpoint: Checkpoint) -> None:
+def refuse_quantised(checkpoint: Checkpoint) -> None:
     """Say how a model is quantised that says so itself: clearer than its config or tensors one by one."""
     for name in ("quantization_config", "compression_config"):
         settings = checkpoint.config.get(name)
@@ -128,7 +128,7 @@ def _refuse_quantised(checkpoint: Checkpoint) -> None:
 def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
     """Every expected tensor is there with its shape and a float dtype, and nothing else is."""
     tensors, dense = checkpoint.tensors, matched.dense
-    _check_layers(matched, checkpoint)
+    check_layers(checkpoint, dense.spine.layer, matched.layers)
     tied = matched.config["tie_word_embeddings"]
     expected: set[str] = set()
     for part, place, name in matched.tensors():
@@ -176,10 +176,14 @@ def _missing(name: str, checkpoint: Checkpoint, head: str) -> InputError:
     )
 
 
-def _check_layers(matched: Match, checkpoint: Checkpoint) -> None:
-    """Compare layer counts first: the most common lie of a config deserves its own sentence, and bounds the work."""
-    expected, prefix = matched.layers, re.escape(matched.dense.spine.layer).replace(r"\{layer\}", r"(\d{1,9})")
+def check_layers(checkpoint: Checkpoint, layer: str, count: int | None) -> int:
+    """Return how many layers there are; raise CheckpointError unless they are `count`, where a config tells, from 0 on.
+
+    Compared first: the most common lie of a config deserves its own sentence, and this bounds the work.
+    """
+    prefix = re.escape(layer).replace(r"\{layer\}", r"(\d{1,9})")
     numbers = {int(found[1]) for name in checkpoint.tensors if (found := re.match(rf"{prefix}\.", name))}
+    expected = len(numbers) if count is None else count
     if len(numbers) != expected or (numbers and max(numbers) != expected - 1):
         raise CheckpointError(
             "the layers do not match config.json (num_hidden_layers)",
@@ -188,3 +192,4 @@ def _check_layers(matched: Match, checkpoint: Checkpoint) -> None:
             expected=f"{expected}, numbered from 0",
             hint="the checkpoint is incomplete or its config is another model's",
         )
+    return len(numbers)

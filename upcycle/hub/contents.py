@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, open_adapter
 from upcycle.checkpoint.digest import sha256_of
-from upcycle.checkpoint.header import Header, read_header
+from upcycle.checkpoint.header import Header, Shapes, read_header
 from upcycle.checkpoint.journal import is_bookkeeping
 from upcycle.checkpoint.lineage import LINEAGE_FILE
 from upcycle.checkpoint.place import METRICS_FILE, RECEIPT_FILE, VERIFICATION_FILE
@@ -48,9 +48,6 @@ _PAPERS = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|COPYING|CITATION)([-_.].*)?
 _TAKEN_SUFFIXES = (".gguf", ".md", ".png", ".svg", ".jpg", ".jpeg", ".webp")
 PICTURES = "plots"
 """Where `upcycle plot` puts what it draws."""
-
-Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Tensor -> its safetensors dtype and its shape."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ Every kind of expert adds to the FFN what is zero at the start, so that the mode
 
 | kind | the layer computes | after |
 |---|---|---|
-| lora | `sum_i w_i FFN_i(x)`, FFN_i the whole SwiGLU with `W + s B_i A_i` in gate, up and down | 2404.15159 |
+| lora | `sum_i w_i FFN_i(x)`, FFN_i the whole FFN with `W + s B_i A_i` in gate, up and down | 2404.15159 |
 | bottleneck | `FFN(x) + s sum_i w_i D_i(act(G_i x) * U_i x)`, act the FFN's own | 2110.04366 |
 | pesc | `FFN(x) + s sum_i w_i U_i gelu(D_i FFN(x))` | 2401.02731 |
 | ia3 | `sum_i w_i W_down((1 + v_i) * act(W_gate x) * W_up x)` | 2309.05444 |
+
+In an FFN without a gate, `W_down act(W_up x)`, lora and ia3 change that, and a bottleneck is `D_i act(U_i x)`.
 
 Experts are so small that all of them are computed for every token, as matrix products without any sorting, and the
 router's zeros take away those that were not chosen; only the wide activation of `lora` is computed per chosen expert.
@@ -22,24 +24,42 @@ from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import dropout, gelu, linear
 
 from upcycle.moe.groups import Groups
 from upcycle.moe.losses import balance_loss, z_loss
-from upcycle.moe.lowrank import Reading, mixed_hidden
+from upcycle.moe.lowrank import Reading, activated, mixed_hidden
 
 Scoring = Literal["topk", "dense", "top1"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ffn:
-    """The frozen feed-forward network of a layer: `down(act(gate(x)) * up(x))`, and the module that computes it."""
+    """The frozen feed-forward network of a layer, and the module that computes it.
+
+    It is `down(act(gate(x)) * up(x))`; `gate_up` gives both at once, the gate first; without either it is
+    `down(act(up(x)))`.
+    """
 
     block: nn.Module
-    gate: nn.Module
-    up: nn.Module
+    gate: nn.Module | None
+    up: nn.Module | None
     down: nn.Module
     act: Callable[[Tensor], Tensor]
+    gate_up: nn.Module | None = None
+    dropout: float = 0.0  # probability with which the block drops parts of what it gives, in training
+
+    def read(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return gate and up `(..., F)`; the gate is None where there is none."""
+        if self.gate_up is not None:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)
+            return gate, up
+        assert self.up is not None  # noqa: S101 - one of the two is there
+        return None if self.gate is None else self.gate(x), self.up(x)
+
+    def dropped(self, output: Tensor) -> Tensor:
+        """Return what the block would give of the output `(..., D)` of its down projection."""
+        return dropout(output, self.dropout, self.block.training) if self.dropout else output
 
 
 class AdapterRouter(nn.Module):
@@ -105,67 +125,79 @@ class Experts(nn.Module):
 
 
 class LoraExperts(Experts):
-    """Low-rank updates of the whole SwiGLU, mixed after the down projection: they merge into full experts exactly."""
+    """Low-rank updates of the whole FFN, mixed after the down projection: they merge into full experts exactly."""
 
     def __init__(
-        self, experts: int, hidden: int, width: int, rank: int, *, scaling: float, shared_a: bool = False
+        self,
+        experts: int,
+        hidden: int,
+        width: int,
+        rank: int,
+        *,
+        scaling: float,
+        shared_a: bool = False,
+        gated: bool = True,
     ) -> None:
         """With `shared_a` all experts have one A for each matrix (2404.19245)."""
         super().__init__()
         self.experts, self.rank, self.scaling = experts, rank, scaling
         readers = 1 if shared_a else experts
-        self.gate_A, self.gate_B = _zeros(readers, rank, hidden), _zeros(experts, width, rank)
+        self.gate_A = _zeros(readers, rank, hidden) if gated else None
+        self.gate_B = _zeros(experts, width, rank) if gated else None
         self.up_A, self.up_B = _zeros(readers, rank, hidden), _zeros(experts, width, rank)
         self.down_A, self.down_B = _zeros(readers, rank, width), _zeros(experts, hidden, rank)
 
     def draw(self, generator: Generator) -> None:
         """As peft draws its A matrices."""
         for matrix in (self.gate_A, self.up_A, self.down_A):
-            _draw_uniform(matrix, generator)
+            if matrix is not None:
+                _draw_uniform(matrix, generator)
 
     def forward(self, x: Tensor, weights_TK: Tensor, chosen_TK: Tensor, ffn: Ffn) -> Tensor:
         """See Experts."""
         x_TD = x.flatten(0, -2)
-        gate, up = ffn.gate(x), ffn.up(x)
+        gate, up = ffn.read(x)
         reading = Reading(
-            gate.flatten(0, -2),
+            None if gate is None else gate.flatten(0, -2),
             up.flatten(0, -2),
-            linear(x_TD, _rows(self.gate_A, x)),
+            None if self.gate_A is None else linear(x_TD, _rows(self.gate_A, x)),
             linear(x_TD, _rows(self.up_A, x)),
             weights_TK.to(x.dtype),
             chosen_TK,
-            _columns(self.gate_B, x) * self.scaling,
+            None if self.gate_B is None else _columns(self.gate_B, x) * self.scaling,
             _columns(self.up_B, x) * self.scaling,
             _rows(self.down_A, x),
         )
         hidden_TF, read_TX = mixed_hidden(reading, ffn.act, self.experts)
         written_TD = read_TX @ (_columns(self.down_B, x) * self.scaling)
-        output: Tensor = ffn.down(hidden_TF.view(gate.shape))
-        return output + written_TD.view(output.shape)
+        output: Tensor = ffn.down(hidden_TF.view(up.shape))
+        return ffn.dropped(output + written_TD.view(output.shape))
 
 
 class BottleneckExperts(Experts):
-    """Narrow SwiGLUs beside the FFN: what is merged are experts of the width `F + R`, or these alone beside a shared
-    expert that is the FFN.
+    """Narrow FFNs of its own form beside the FFN: what is merged are experts of the width `F + R`, or these alone
+    beside a shared expert that is the FFN.
     """
 
-    def __init__(self, experts: int, hidden: int, rank: int, *, scaling: float) -> None:
+    def __init__(self, experts: int, hidden: int, rank: int, *, scaling: float, gated: bool = True) -> None:
         """Make experts of the width `rank` whose weights are not drawn yet."""
         super().__init__()
         self.scaling = scaling
-        self.gate_proj, self.up_proj = _zeros(experts, rank, hidden), _zeros(experts, rank, hidden)
-        self.down_proj = _zeros(experts, hidden, rank)
+        self.gate_proj = _zeros(experts, rank, hidden) if gated else None
+        self.up_proj, self.down_proj = _zeros(experts, rank, hidden), _zeros(experts, hidden, rank)
 
     def draw(self, generator: Generator) -> None:
         """The down projections stay zero."""
-        _draw_uniform(self.gate_proj, generator)
-        _draw_uniform(self.up_proj, generator)
+        for matrix in (self.gate_proj, self.up_proj):
+            if matrix is not None:
+                _draw_uniform(matrix, generator)
 
     def forward(self, x: Tensor, weights_TK: Tensor, chosen_TK: Tensor, ffn: Ffn) -> Tensor:
         """See Experts."""
         x_TD = x.flatten(0, -2)
-        hidden_TX = ffn.act(linear(x_TD, _rows(self.gate_proj, x))) * linear(x_TD, _rows(self.up_proj, x))
-        weights_TE = _spread(weights_TK, chosen_TK, len(self.gate_proj)) * self.scaling
+        gate_TX = None if self.gate_proj is None else linear(x_TD, _rows(self.gate_proj, x))
+        hidden_TX = activated(ffn.act, gate_TX, linear(x_TD, _rows(self.up_proj, x)))
+        weights_TE = _spread(weights_TK, chosen_TK, len(self.up_proj)) * self.scaling
         output: Tensor = ffn.block(x)
         return output + (_weighted(hidden_TX, weights_TE) @ _columns(self.down_proj, x)).view(output.shape)
 
@@ -201,11 +233,10 @@ class Ia3Experts(Experts):
 
     def forward(self, x: Tensor, weights_TK: Tensor, chosen_TK: Tensor, ffn: Ffn) -> Tensor:
         """See Experts. Weights that do not sum to one leave the missing part to the FFN as it was."""
-        hidden = ffn.act(ffn.gate(x)) * ffn.up(x)
+        hidden = activated(ffn.act, *ffn.read(x))
         weights_TE = _spread(weights_TK, chosen_TK, len(self.scale)).to(x.dtype)
         added = (weights_TE @ self.scale.to(x.dtype)).view(hidden.shape)
-        output: Tensor = ffn.down(hidden + hidden * added)
-        return output
+        return ffn.dropped(ffn.down(hidden + hidden * added))
 
 
 class LoraUpdate(nn.Module):

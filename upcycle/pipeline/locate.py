@@ -91,11 +91,10 @@ def _opened_base(adapter: Path, named: str, base: str | None, allow_pickle: bool
 def check_experts(adapter: Path, dense: "Checkpoint") -> None:
     """Raise InputError unless the adapter's experts fit the layers of a dense model that upcycle knows."""
     from upcycle.build.adapter_experts import open_experts
-    from upcycle.families.match import match
-    from upcycle.families.pairs import DENSE
+    from upcycle.families.base import adapter_base, known_types
 
-    if dense.config.get("model_type") in DENSE:
-        open_experts(adapter, match(dense))
+    if dense.config.get("model_type") in known_types():
+        open_experts(adapter, adapter_base(dense))
 
 
 def _downloaded(model: str, allow_pickle: bool) -> Path:

@@ -67,7 +67,7 @@ def _notes(card: str, replaced: str | None) -> Iterator[str]:
 
 
 def _fitting_model(contents: "Contents", request: requests.Push) -> "Contents":
-    from upcycle.hub.fit import check_fit
+    from upcycle.moe.fit import check_fit
 
     if request.base is not None:
         _on_the_hub(request.base, asked=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from upcycle import requests
 from upcycle.checkpoint import lock
 from upcycle.checkpoint.digest import sha256_of
+from upcycle.checkpoint.header import Shapes
 from upcycle.checkpoint.lock import Lock
 from upcycle.checkpoint.place import RECEIPT_FILE
 from upcycle.checkpoint.reader import hub_blob, open_checkpoint
@@ -32,7 +33,7 @@ from upcycle.plan.receipt import Origin, receipt_bytes
 
 if TYPE_CHECKING:
     from upcycle.hub.branch import Finished, WorkingBranch
-    from upcycle.hub.contents import Contents, Shapes
+    from upcycle.hub.contents import Contents
     from upcycle.hub.push import Pushed
 
 _KEPT = "what is on the Hub stays there, and the same command continues with it"
@@ -54,10 +55,10 @@ def stream(directory: Path, request: requests.Convert) -> Streamed:
     that needs none has passed.
     """
     from upcycle.hub.branch import WorkingBranch
-    from upcycle.hub.fit import check_fit
     from upcycle.hub.push import already, make, open_target, publish
     from upcycle.hub.secrets import refuse_secrets
     from upcycle.hub.target import MAIN
+    from upcycle.moe.fit import check_fit
 
     opened = open_target(request.stream_to or "", private=request.private)
     drafted = draft(open_checkpoint(directory), request)
@@ -143,7 +144,7 @@ def _remove(held: Lock, path: Path) -> None:
     held.release()
 
 
-def shapes_of(plan: Plan) -> "Shapes":
+def shapes_of(plan: Plan) -> Shapes:
     """Return the tensors that a plan writes."""
     return {write.name: (write.dtype, write.shape) for write in plan.writes}
 

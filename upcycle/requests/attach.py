@@ -44,7 +44,7 @@ class Attach(Request["Attached"]):
     )  # fmt: skip
     expert_type: ExpertType = option(
         "lora",
-        "lora: the FFN with low-rank updates of its three matrices; bottleneck: a narrow SwiGLU beside the FFN; pesc: "
+        "lora: the FFN with low-rank updates of its matrices; bottleneck: a narrow FFN of its form beside it; pesc: "
         "a bottleneck on the FFN's output; ia3: a vector that scales the FFN's activation.",
         group=_EXPERTS,
     )

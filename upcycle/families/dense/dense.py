@@ -10,16 +10,54 @@ from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
 from upcycle.families.rules import Carry, Rule
 
+ACT = "act_fn"
+"""What most FFNs call their activation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """Linear layers of one layer of the dense class, named from the layer on: what adapter experts are attached to."""
+    """Linear layers of one layer of the dense class, named from the layer on: what adapter experts are attached to.
 
-    block: str  # the FFN
-    gate: str  # its linear layers: W_down(act(W_gate x) * (W_up x))
-    up: str
+    | FFN | computes | names |
+    |---|---|---|
+    | gated | `W_down(act(W_gate x) * (W_up x))` | gate, up, down |
+    | gated, fused | the same, gate and up the upper and lower half of one matrix | gate_up, down |
+    | ungated | `W_down(act(W_up x))` | up, down |
+    """
+
+    block: str  # the FFN: a module of its own that reads one tensor and gives one
     down: str
-    attention: tuple[str, ...]
+    attention: tuple[str, ...] = ()
+    gate: str | None = None
+    up: str | None = None
+    gate_up: str | None = None
+    act: str = ACT  # attribute of the block: its activation
+    dropout: str | None = None  # attribute of the block: by which it drops parts of what it gives in training
+
+    @property
+    def gated(self) -> bool:
+        """Whether the FFN has a gate."""
+        return self.gate is not None or self.gate_up is not None
+
+    @property
+    def linear(self) -> tuple[str, ...]:
+        """The linear layers of the FFN."""
+        return tuple(name for name in (self.gate, self.up, self.gate_up, self.down) if name is not None)
+
+    @property
+    def matrices(self) -> Mapping[str, tuple[str, int | None]]:
+        """The linear layer of gate, up and down, as far as there is one, and which half of its rows: None for all."""
+        if self.gate_up is not None:
+            return {"gate": (self.gate_up, 0), "up": (self.gate_up, 1), "down": (self.down, None)}
+        named = {"gate": self.gate, "up": self.up, "down": self.down}
+        return {part: (name, None) for part, name in named.items() if name is not None}
+
+    @property
+    def ffn(self) -> dict[str, str]:
+        """What an adapter's config says of the FFN: all that is not left at its default."""
+        names = {"block": self.block, "gate": self.gate, "up": self.up, "gate_up": self.gate_up, "down": self.down}
+        names |= {"act": self.act if self.act != ACT else None, "dropout": self.dropout}
+        return {part: name for part, name in names.items() if name is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +80,7 @@ class Dense:
     parts: Mapping[str, Place]
     fields: Mapping[str, Rule]  # what becomes of each config field; a pair may say otherwise
     rope: Rope
-    modules: Modules | None  # None: the FFN has no three linear layers of its own
+    modules: Modules | None  # None: adapter experts have no place in it
     ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
     spine: Spine = Spine()
     readers: Readers = Readers()

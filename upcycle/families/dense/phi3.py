@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from upcycle.families.dense.dense import Modules
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.parts import Place
 from upcycle.families.readers import Readers
@@ -47,5 +48,11 @@ PHI3 = replace(
     },
     # Phi3Config takes yarn for longrope and knows no other scaling; of the old name su it makes an error (5.23)
     rope=Rope(theta=10_000.0, aliases={"yarn": "longrope"}, only=("longrope",), original_length=4096),
-    modules=None,
+    modules=Modules(
+        block="mlp",
+        gate_up="mlp.gate_up_proj",
+        down="mlp.down_proj",
+        act="activation_fn",
+        attention=("self_attn.qkv_proj", "self_attn.o_proj"),
+    ),
 )

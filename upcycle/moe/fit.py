@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -11,10 +12,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from upcycle.checkpoint.header import Shapes
 from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import CheckpointError, InputError
-from upcycle.hub.contents import Shapes
 from upcycle.message import listed, quoted
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -23,13 +24,13 @@ _SHOWN = 3
 
 def check_fit(directory: Path, shapes: Shapes) -> None:
     """Raise CheckpointError unless transformers would load exactly the tensors of `shapes` for the config in
-    `directory`: none missing, which it would draw at random, none unexpected, which it would drop.
+    `directory`: none missing, which it would draw at random, none unexpected, which it would drop. Those that the class
+    itself names as no weights, such as masks of old checkpoints, do not count.
 
     It is the loader of users that says so, fed with tensors on the meta device, so it takes no memory and no weights.
     Raises InputError for a config that transformers can make no model of.
     """
     _check_counts(directory, len(shapes))
-    tensors = {name: _empty(directory, name, *of) for name, of in shapes.items()}
     with _silence() as said:
         try:
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
@@ -38,6 +39,9 @@ def check_fit(directory: Path, shapes: Shapes) -> None:
             raise InputError(
                 f"transformers knows no causal language model of this config ({_reason(error)})", where=directory
             ) from None
+        dropped = [re.compile(pattern) for pattern in model_class._keys_to_ignore_on_load_unexpected or ()]
+        kept = {name: of for name, of in shapes.items() if not any(pattern.search(name) for pattern in dropped)}
+        tensors = {name: _empty(directory, name, *of) for name, of in kept.items()}
         try:
             _, found = model_class.from_pretrained(
                 None, config=config, state_dict=tensors, dtype="auto", device_map="meta",
