@@ -81,7 +81,7 @@ QWEN3_5_TEXT = replace(
         **dict.fromkeys(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"), Drop(_OTHER_HEADS)),
     },
     rope=Rope(theta=10_000.0, rotated=0.25),
-    modules=None,
+    modules=LLAMA.modules and replace(LLAMA.modules, attention=()),  # most layers have others there
     ignored_tensors=(r"mtp\..*",),
     sizes={
         "A": _product("linear_num_key_heads", "linear_key_head_dim"),
