@@ -45,6 +45,7 @@ from tests.damage import (
     twice_in_header,
     write,
 )
+from upcycle.families.pairs import DENSE
 
 LINKED = "is a symbolic link out of the checkpoint; found BASE/kept; put the file itself in its place"
 NO_FILE = "is not a regular file, or a link to none"
@@ -455,13 +456,13 @@ SINGLE: dict[str, Case] = {
     ),
     "custom model_type": Case(
         fields(model_type="strange"),
-        "no mixture of experts is known for this model; found model_type 'strange', expected one of llama, mistral, "
-        "qwen3, phi3",
+        "no mixture of experts is known for this model; found model_type 'strange', expected one of "
+        f"{', '.join(DENSE)}",
     ),
     "custom model_type, long": Case(
         fields(model_type=EVIL),
         "no mixture of experts is known for this model; found model_type '\\x1b[2J\\x07\\nx*46, expected one "
-        "of llama, mistral, qwen3, phi3",
+        f"of {', '.join(DENSE)}",
     ),
     "custom architecture": Case(
         fields(architectures=["StrangeForCausalLM"]),

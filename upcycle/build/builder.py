@@ -198,7 +198,7 @@ class _Layout:
             return Ones() if tensor.fill else Zeros()
         if tensor.fill is not None and not self._has(tensor.parts[0], layer):
             return Ones() if tensor.fill else Zeros()
-        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared"):
+        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared", "first"):
             parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
             return parts[0] if len(parts) == 1 else Stacked(parts)
         carried = tuple(self._carried(part, layer) for part in tensor.parts)
@@ -222,10 +222,11 @@ class _Layout:
         return self._order.carried(spec)
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
-        """Yield the parts of a tensor that are matrices of experts, expert by expert, or of the shared expert."""
+        """Yield the parts of a tensor that are matrices of experts one by one, of the first, or of the shared one."""
         made = self._experts[layer]
+        of = {"shared": (made.shared,), "first": made.ffns[:1]}
         ffns = made.ffns if number is None else (made.ffns[number],)
-        for ffn in ffns if tensor.parts[0].startswith("expert.") else (made.shared,):
+        for ffn in of.get(tensor.parts[0].partition(".")[0], ffns):
             assert ffn is not None  # noqa: S101 - a method fills the shared expert of a target that has one
             matrices = dict(ffn.matrices())
             yield from (matrices[part.partition(".")[2]] for part in tensor.parts)

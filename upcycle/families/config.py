@@ -7,7 +7,7 @@ from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.rules import Carry, Each, Keep, Only, Reaches, Rule, Uniform
 from upcycle.families.unread import concern, reads
 from upcycle.message import listed, quoted
 
@@ -94,7 +94,7 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
     without influence on the dense class (see `families.unread`) are kept, unless the target's class would read them.
     """
     result: dict[str, Any] = {"architectures": [pair.target.model_class], "model_type": pair.target.model_type}
-    fields = pair.fields
+    fields, config = pair.fields, pair.dense.as_read(config)
     problems = [problem for name, rule in fields.items() if (problem := _apply(name, rule, config, result))]
     ruled = _ruled(pair)
     for name in ignored_fields:
@@ -155,7 +155,7 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
             value = rule.default
         result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
-    if isinstance(rule, Keep) and name in config:
+    if isinstance(rule, Keep | Each) and name in config:
         result[name] = value
     refused = value is not None and not _is_allowed(value, rule, config)
     return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
@@ -166,6 +166,9 @@ def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
         return value in rule.values or bool(rule.unless and rule.unless(config))
     if isinstance(rule, Uniform):
         return _is_uniform(value, rule)
+    if isinstance(rule, Each):
+        count = config.get("num_hidden_layers")
+        return isinstance(value, list) and len(value) == count and all(item in rule.values for item in value)
     if isinstance(rule, Reaches):
         other = config.get(rule.other)
         return _is_number(value) and _is_number(other) and bool(value >= other)
