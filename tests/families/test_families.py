@@ -99,10 +99,6 @@ def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
     written |= dict.fromkeys([*pair.target.fields, *pair.target.constants])
     written |= (pair.target.layer_choice.fields((True,)) or {}) if pair.target.layer_choice else {}
     kept = {name for name, rule in pair.fields.items() if isinstance(rule, Keep)}
-    left = set(default.to_dict()) - set(written) - kept
-    assert left - {"sliding_window"} == {"_name_or_path", "transformers_version", "is_encoder_decoder"}
-    if "sliding_window" in left:
-        assert default.sliding_window is None
     left = {name: value for name, value in default.to_dict().items() if name not in {*written, *kept}}
     idle = {"_name_or_path", "transformers_version", "is_encoder_decoder", "pretraining_tp"}
     assert {name: value for name, value in left.items() if name not in idle and value is not None} == {}
@@ -120,11 +116,6 @@ def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None
         "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
         "attention_dropout", *(field for field, rule in pair.fields.items() if isinstance(rule, Each)),
     ):  # fmt: skip
-        assert getattr(loaded, field) == getattr(theirs, field), field
-    rope = {field: value for field, value in theirs.rope_parameters.items() if field != "partial_rotary_factor"}
-    assert loaded.rope_parameters == rope
-    assert loaded.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
-    assert getattr(loaded, "sliding_window", None) == getattr(theirs, "sliding_window", None)
         if field in CONFIGS[name]().to_dict():
             assert getattr(loaded, field) == theirs[field], field
     rope = {field: value for field, value in theirs["rope_parameters"].items() if field != "partial_rotary_factor"}
