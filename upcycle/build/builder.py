@@ -216,8 +216,8 @@ class _Layout:
         """Yield the parts of a tensor that are matrices of experts, expert by expert, or of the shared expert."""
         made = self._experts[layer]
         ffns = made.ffns if number is None else (made.ffns[number],)
-        for ffn in ffns if tensor.parts[0].startswith("expert.") else (made.shared,):
-            assert ffn is not None  # noqa: S101 - a method fills the shared expert of a target that has one
+        # a shared expert that the method leaves to the target is a copy, which its down projection silences
+        for ffn in ffns if tensor.parts[0].startswith("expert.") else (made.shared or made.ffns[0],):
             matrices = dict(ffn.matrices())
             yield from (matrices[part.partition(".")[2]] for part in tensor.parts)
 

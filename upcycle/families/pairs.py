@@ -15,13 +15,20 @@ from upcycle.families.dense.dense import Dense
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.dense.mistral import MISTRAL
 from upcycle.families.dense.phi3 import PHI3
+from upcycle.families.dense.qwen2 import QWEN2
 from upcycle.families.dense.qwen3 import QWEN3
-from upcycle.families.rules import Carry, Reaches, Rule
+from upcycle.families.dense.youtu import YOUTU
+from upcycle.families.rules import NO_BIAS, Carry, Drop, Only, Reaches, Rule
+from upcycle.families.targets.deepseek_v3 import DEEPSEEK_V3
+from upcycle.families.targets.dots1 import DOTS1
+from upcycle.families.targets.glm4_moe import GLM4_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
+from upcycle.families.targets.hy_v3 import HY_V3
 from upcycle.families.targets.mixtral import MIXTRAL
 from upcycle.families.targets.qwen2_moe import QWEN2_MOE
 from upcycle.families.targets.qwen3_moe import QWEN3_MOE
+from upcycle.families.targets.solar_open import SOLAR_OPEN
 from upcycle.families.targets.target import Target
 
 
@@ -67,12 +74,31 @@ _BIASED = {"attention_bias": Carry(False, "flag")}
 
 _PLAIN_GRANITE = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0}
 
+_NO_BIAS = {"attention_bias": Only((False,), NO_BIAS)}
+
+_WINDOWS = {
+    "use_sliding_window": Drop("a sliding_window says so"),
+    "sliding_window": Carry(4096, "size", given="use_sliding_window"),
+    "max_window_layers": Carry(28, "number"),
+    "layer_types": Carry(None),  # where it is null, both classes make it of the two fields before
+}
+
+_WIDE_WINDOW = {"sliding_window": Reaches("max_position_embeddings", "the target has no sliding window")}
+
 PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, MIXTRAL),
     Pair(MISTRAL, MIXTRAL),
     Pair(QWEN3, QWEN3_MOE),
     Pair(PHI3, MIXTRAL),
     Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
+    Pair(LLAMA, GLM4_MOE),
+    Pair(LLAMA, SOLAR_OPEN),
+    Pair(QWEN2, GLM4_MOE, constants={"attention_bias": True}),
+    Pair(QWEN3, DOTS1, _WINDOWS),
+    Pair(QWEN3, GLM4_MOE, _NO_BIAS, {"use_qk_norm": True}),
+    Pair(QWEN3, HY_V3),
+    Pair(PHI3, GLM4_MOE, _WIDE_WINDOW),
+    Pair(YOUTU, DEEPSEEK_V3),
     Pair(LLAMA, GRANITEMOESHARED, forms=("compact",)),
     Pair(LLAMA, QWEN2_MOE, forms=("compact",)),
     Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=("compact",)),

@@ -46,3 +46,4 @@ class Dense:
     spine: Spine = Spine()
     readers: Readers = Readers()
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
+    cached: tuple[str, ...] = ("attention.k", "attention.v")  # parts with a row for each value that the cache keeps
