@@ -84,7 +84,14 @@ def expert_dtype(base: Checkpoint, matched: Match, asked: str) -> str:
 
 
 def _check_count(matched: Match, order: Order) -> None:
-    layers = matched.layers
+    layers, least = matched.layers, matched.target.least_experts
+    if order.count < least:
+        raise UnsupportedError(
+            f"{matched.target.model_type} does not run with so few experts",
+            found=order.count,
+            expected=f"{least} or more",
+            hint=f"--experts {least}",
+        )
     count = sum(
         (layers if tensor.per_layer else 1) * (order.count if tensor.per_expert else 1)
         for tensor in matched.target.tensors

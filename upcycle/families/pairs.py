@@ -76,7 +76,7 @@ _PLAIN_GRANITE = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_
 
 _NO_BIAS = {"attention_bias": Only((False,), NO_BIAS)}
 
-_WINDOWS = {
+_WINDOWS: Mapping[str, Rule] = {
     "use_sliding_window": Drop("a sliding_window says so"),
     "sliding_window": Carry(4096, "size", given="use_sliding_window"),
     "max_window_layers": Carry(28, "number"),

@@ -5,7 +5,7 @@
 
 from upcycle.families.parts import Tensor, When
 from upcycle.families.targets.llama_shaped import CARRIED, LAYER, STACKED, first_dense
-from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS
+from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
 _ATTENTION = LAYER + "self_attn."
@@ -42,5 +42,6 @@ DEEPSEEK_V3 = Target(
     experts="mlp.experts",
     stacked=STACKED,
     limits=(),
+    least_experts=TWO_BEST,
     layer_choice=first_dense("first_k_dense_replace"),
 )

@@ -2,7 +2,7 @@
 
 from upcycle.families.parts import Tensor
 from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, STACKED, first_dense
-from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS
+from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
 DOTS1 = Target(
@@ -23,5 +23,6 @@ DOTS1 = Target(
     experts="mlp.experts",
     stacked=STACKED,
     limits=(),
+    least_experts=TWO_BEST,
     layer_choice=first_dense("first_k_dense_replace"),
 )

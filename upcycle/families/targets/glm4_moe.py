@@ -5,7 +5,7 @@ Each of the last three may be there or not, so that llama, qwen2, qwen3 and phi3
 
 from upcycle.families.parts import Tensor, When
 from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, STACKED, first_dense
-from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS
+from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
 _NORMED = When("use_qk_norm", (True,))
@@ -34,6 +34,7 @@ GLM4_MOE = Target(
     experts="mlp.experts",
     stacked=STACKED,
     limits=(),
+    least_experts=TWO_BEST,
     layer_choice=first_dense("first_k_dense_replace"),
     partial_rotary=True,
 )

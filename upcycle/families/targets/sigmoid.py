@@ -38,3 +38,6 @@ SIGMOID_CONSTANTS = {
     "output_router_logits": False,
 }
 """One group of experts, whose weights sum to one."""
+
+TWO_BEST = 2
+"""Experts without which these routers stop: they judge a group by its two best."""

@@ -1,7 +1,7 @@
 """Solar Open: a llama whose every layer has experts with sigmoid routers."""
 
 from upcycle.families.targets.llama_shaped import CARRIED, STACKED
-from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EXPERTS, SIGMOID_FIELDS
+from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EXPERTS, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
 SOLAR_OPEN = Target(
@@ -16,4 +16,5 @@ SOLAR_OPEN = Target(
     experts="mlp.experts",
     stacked=STACKED,
     limits=(),
+    least_experts=TWO_BEST,
 )

@@ -49,6 +49,7 @@ class Target:
     readers: Readers = Readers()
     spine: Spine = Spine()
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
+    least_experts: int = 1  # of a layer, with which the stock class runs
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
 
     @property
