@@ -17,6 +17,7 @@ from upcycle.errors import UnsupportedError
 from upcycle.families.config import longest_sequence
 from upcycle.families.match import Match
 from upcycle.families.parts import HEAD, MATRICES, Tensor, dimension
+from upcycle.families.targets.target import SCALE
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
@@ -120,7 +121,7 @@ class _Layout:
             **matched.sizes,
             "E": order.count,
             "M": first.ffns[0].width,
-            "S": first.shared.width if first.shared else 0,
+            "S": first.shared.width if first.shared else matched.target.idle_width,
         }
         self.width = first.ffns[0].width
         self.inexact = next((made.inexact for made in self._experts.values() if made.inexact), None)
@@ -148,10 +149,12 @@ class _Layout:
     def _target_config(self) -> dict[str, Any]:
         """Return the output's config, all but its dtype."""
         target, choice = self._matched.target, self._matched.target.layer_choice
-        chosen = {**self._sizes, "top_k": self._order.top_k, "scale": self._sizes["H"] ** -0.5}
+        chosen = {**self._sizes, "top_k": self._order.top_k, SCALE: self._sizes["H"] ** -0.5}
         config = dict(self._matched.config)
-        config.update({name: chosen[letter] for name, letter in target.fields.items()})
-        config.update({**target.constants, **self._matched.pair.constants})
+        said = {name for name, letter in target.fields.items() if letter == SCALE and name in config}
+        config.update({name: chosen[letter] for name, letter in target.fields.items() if name not in said})
+        config.update({name: config.pop(name, value) for name, value in target.constants.items()})
+        config.update(self._matched.pair.constants)
         config.update((choice.fields(self._order.sparse) if choice else None) or {})
         return config
 
@@ -200,13 +203,19 @@ class _Layout:
             return self._order.router(slot)
         if not tensor.parts:
             return Ones() if tensor.fill else Zeros()
-        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared"):
+        if tensor.fill is not None and not self._has(tensor.parts[0], layer):
+            return Ones() if tensor.fill else Zeros()
+        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared", "first"):
             parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
             return parts[0] if len(parts) == 1 else Stacked(parts)
-        if tensor.fill is not None and self._matched.place(tensor.parts[0], layer) is None:
-            return Ones() if tensor.fill else Zeros()
         carried = tuple(self._carried(part, layer) for part in tensor.parts)
         return carried[0] if len(carried) == 1 else Stacked(carried)
+
+    def _has(self, part: str, layer: int) -> bool:
+        """Whether there is such a part to be placed: of the dense model, or of its experts."""
+        if part.startswith("shared."):
+            return self._experts[layer].shared is not None
+        return part.startswith("expert.") or self._matched.place(part, layer) is not None
 
     def _carried(self, part: str, layer: int) -> Part:
         """Return what is no FFN as the pair has it; a head that is no longer tied is what the embeddings were."""
@@ -220,11 +229,12 @@ class _Layout:
         return self._order.carried(spec)
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
-        """Yield the parts of a tensor that are matrices of experts, expert by expert, or of the shared expert."""
+        """Yield the parts of a tensor that are matrices of each expert in turn, of the first, or of the shared one."""
         made = self._experts[layer]
+        of = {"shared": (made.shared,), "first": made.ffns[:1]}
         ffns = made.ffns if number is None else (made.ffns[number],)
-        # a shared expert that the method leaves to the target is a copy, which its down projection silences
-        for ffn in ffns if tensor.parts[0].startswith("expert.") else (made.shared or made.ffns[0],):
+        for ffn in of.get(tensor.parts[0].partition(".")[0], ffns):
+            assert ffn is not None  # noqa: S101 - a method fills the shared expert of a target that has one
             matrices = dict(ffn.matrices())
             yield from (matrices[part.partition(".")[2]] for part in tensor.parts)
 

@@ -142,7 +142,7 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
 
 def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
     if isinstance(rule, Only):
-        return value in rule.values
+        return value in rule.values or bool(rule.unless and rule.unless(config))
     if isinstance(rule, Uniform):
         return _is_uniform(value, rule)
     if isinstance(rule, Reaches):

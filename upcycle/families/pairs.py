@@ -12,17 +12,20 @@ from typing import Any, Literal
 
 from upcycle.errors import UnsupportedError
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.granite import GRANITE, GRANITE_SWA
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.dense.mistral import MISTRAL
 from upcycle.families.dense.phi3 import PHI3
 from upcycle.families.dense.qwen2 import QWEN2
 from upcycle.families.dense.qwen3 import QWEN3
+from upcycle.families.dense.seed_oss import SEED_OSS
 from upcycle.families.dense.youtu import YOUTU
 from upcycle.families.rules import NO_BIAS, Carry, Drop, Only, Reaches, Rule
 from upcycle.families.targets.deepseek_v3 import DEEPSEEK_V3
 from upcycle.families.targets.dots1 import DOTS1
 from upcycle.families.targets.glm4_moe import GLM4_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
+from upcycle.families.targets.granitemoe_swa import GRANITEMOE_SWA
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.hy_v3 import HY_V3
 from upcycle.families.targets.mixtral import MIXTRAL
@@ -72,7 +75,10 @@ _NO_WINDOW = {
 
 _BIASED = {"attention_bias": Carry(False, "flag")}
 
-_PLAIN_GRANITE = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0}
+_WITH_BIASES = {"attention_bias": True}
+"""Those that the dense model lacks are zero."""
+
+_BOTH: tuple[Form, ...] = ("full", "compact")
 
 _NO_BIAS = {"attention_bias": Only((False,), NO_BIAS)}
 
@@ -90,30 +96,40 @@ PAIRS: tuple[Pair, ...] = (
     Pair(MISTRAL, MIXTRAL),
     Pair(QWEN3, QWEN3_MOE),
     Pair(PHI3, MIXTRAL),
-    Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
+    Pair(LLAMA, GRANITEMOE, _BIASED),
+    Pair(LLAMA, GRANITEMOESHARED, _BIASED, forms=_BOTH),
+    Pair(LLAMA, QWEN2_MOE, forms=_BOTH),
+    Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=("compact",)),
+    Pair(MISTRAL, QWEN2_MOE, _NO_WINDOW, forms=("compact",)),
+    Pair(GRANITE, GRANITEMOE),
+    Pair(GRANITE, GRANITEMOESHARED, forms=_BOTH),
+    Pair(GRANITE_SWA, GRANITEMOE_SWA, forms=_BOTH),
+    Pair(QWEN2, GRANITEMOE, constants=_WITH_BIASES),
+    Pair(QWEN2, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),
+    Pair(QWEN2, QWEN2_MOE, forms=_BOTH),
+    Pair(SEED_OSS, GRANITEMOE, constants=_WITH_BIASES),
+    Pair(SEED_OSS, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),
+    Pair(SEED_OSS, QWEN2_MOE, {"attention_out_bias": Only((False,), NO_BIAS)}, forms=_BOTH),
+    # sigmoid routers
     Pair(LLAMA, GLM4_MOE),
     Pair(LLAMA, SOLAR_OPEN),
-    Pair(QWEN2, GLM4_MOE, constants={"attention_bias": True}),
+    Pair(QWEN2, GLM4_MOE, constants=_WITH_BIASES),
     Pair(QWEN3, DOTS1, _WINDOWS),
     Pair(QWEN3, GLM4_MOE, _NO_BIAS, {"use_qk_norm": True}),
     Pair(QWEN3, HY_V3),
     Pair(PHI3, GLM4_MOE, _WIDE_WINDOW),
     Pair(YOUTU, DEEPSEEK_V3),
-    Pair(LLAMA, GRANITEMOESHARED, forms=("compact",)),
-    Pair(LLAMA, QWEN2_MOE, forms=("compact",)),
-    Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=("compact",)),
-    Pair(MISTRAL, QWEN2_MOE, _NO_WINDOW, forms=("compact",)),
 )
-"""Of the full pairs of one dense model, `convert` makes the first whose target can express the config."""
+"""Of the pairs of one dense model and form, the first is made whose target can express the config.
+
+GraniteMoeShared comes before Qwen2-MoE: other readers are right about it, too.
+"""
 
 DENSE: Mapping[str, Dense] = MappingProxyType({pair.dense.model_type: pair.dense for pair in PAIRS})
 """Dense models that have a pair, by `model_type`."""
 
 TARGETS: Mapping[str, Target] = MappingProxyType({pair.target.model_type: pair.target for pair in PAIRS})
 """Mixtures of experts that have a pair, by `model_type`."""
-
-DEFAULT_COMPACT = GRANITEMOESHARED.model_type
-"""What `merge --to compact` writes unless another is named: other readers are right about it, too."""
 
 
 def pairs_of(dense: str, target: str | None = None, form: Form = "full") -> tuple[Pair, ...]:
@@ -125,12 +141,15 @@ def pairs_of(dense: str, target: str | None = None, form: Form = "full") -> tupl
     found = tuple(pair for pair in of_dense if target in (None, pair.target.model_type))
     if found:
         return found
-    of_target = [pair.dense.model_type for pair in PAIRS if pair.target.model_type == target and form in pair.forms]
+    of_target = [
+        pair.dense.model_type for pair in PAIRS if target in (None, pair.target.model_type) and form in pair.forms
+    ]
     known = [pair.target.model_type for pair in of_dense]
+    kind = "mixture" if form == "full" else "compact mixture"
     raise UnsupportedError(
-        f"{target} cannot be the {'' if form == 'full' else 'compact '}mixture of such a model",
+        f"{target} cannot be the {kind} of such a model" if target else f"no {kind} of such a model is known",
         found=dense,
-        expected=f"one of {', '.join(of_target)}" if of_target else None,
+        expected=f"one of {', '.join(dict.fromkeys(of_target))}" if of_target else None,
         hint=f"of {dense} can be made: {', '.join(known)}"
         if known
         else "--to full writes the model's own mixture of experts",

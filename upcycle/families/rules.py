@@ -1,5 +1,6 @@
 """What becomes of a field of a dense model's config.json: carried over, kept, left out, or refused unless harmless."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class Only:
 
     values: tuple[Any, ...]
     why: str
+    unless: Callable[[Mapping[str, Any]], bool] | None = None  # configs in which no value of the field has an effect
 
 
 @dataclass(frozen=True, slots=True)

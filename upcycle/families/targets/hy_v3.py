@@ -1,7 +1,7 @@
 """HunYuan 3: qwen3's attention, sigmoid routers, and any choice of dense layers.
 
 The stock class has a shared expert always, as wide as an expert (of no experts it makes one as wide as a dense layer).
-Here its gate and up projections are the dense FFN's and its down projection is zero: it adds nothing, and can learn.
+Here it is the first of the experts with a down projection of zeros: it adds nothing, and training can move it.
 """
 
 from dataclasses import replace
@@ -16,8 +16,8 @@ _EXPERTS = (
     Tensor("router", _MLP + "router.gate.weight", ("E", "D"), ("router",)),
     Tensor("router", _MLP + "expert_bias", ("E",)),
     *MLP_EXPERTS[1:],
-    Tensor("shared", _MLP + "shared_mlp.gate_proj.weight", ("M", "D"), ("shared.gate",)),
-    Tensor("shared", _MLP + "shared_mlp.up_proj.weight", ("M", "D"), ("shared.up",)),
+    Tensor("shared", _MLP + "shared_mlp.gate_proj.weight", ("M", "D"), ("first.gate",)),
+    Tensor("shared", _MLP + "shared_mlp.up_proj.weight", ("M", "D"), ("first.up",)),
     Tensor("shared", _MLP + "shared_mlp.down_proj.weight", ("D", "M")),
 )
 
