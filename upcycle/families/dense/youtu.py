@@ -22,6 +22,7 @@ YOUTU = replace(
     LLAMA,
     model_type="youtu",
     model_class="YoutuForCausalLM",
+    known="Youtu-LLM-2B",
     title="Youtu-LLM",
     readers=Readers(),  # not tried
     parts={

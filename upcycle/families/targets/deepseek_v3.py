@@ -42,6 +42,7 @@ DEEPSEEK_V3 = Target(
     experts="mlp.experts",
     stacked=STACKED,
     limits=(),
+    stock_loss=False,
     least_experts=TWO_BEST,
     layer_choice=first_dense("first_k_dense_replace"),
 )

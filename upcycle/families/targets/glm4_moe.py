@@ -34,6 +34,7 @@ GLM4_MOE = Target(
     experts="mlp.experts",
     stacked=STACKED,
     limits=(),
+    stock_loss=False,
     least_experts=TWO_BEST,
     layer_choice=first_dense("first_k_dense_replace"),
     partial_rotary=True,

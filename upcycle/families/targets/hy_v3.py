@@ -46,6 +46,7 @@ HY_V3 = Target(
     experts="mlp.experts",
     stacked=STACKED,
     limits=(),
+    stock_loss=False,
     layer_choice=LayerChoice(
         "any of them",
         lambda sparse: {"mlp_layer_types": ["sparse" if experts else "dense" for experts in sparse]},

@@ -16,5 +16,6 @@ SOLAR_OPEN = Target(
     experts="mlp.experts",
     stacked=STACKED,
     limits=(),
+    stock_loss=False,
     least_experts=TWO_BEST,
 )

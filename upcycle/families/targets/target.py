@@ -51,6 +51,7 @@ class Target:
     limits: tuple[Limit, ...]  # settings that llama.cpp, mlx-lm or vLLM ignore, refuse or compute wrongly
     readers: Readers = Readers()
     spine: Spine = Spine()
+    stock_loss: bool = True  # transformers' own forward adds a load-balancing loss to its loss
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
     least_experts: int = 1  # of a layer, with which the stock class runs
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
