@@ -211,28 +211,28 @@ PUBLISHED: dict[str, Published] = {
     ),
     # Qwens
     "Qwen2-7B": Published(
-        qwen2(3584, 18944, 28, 28, 4, 152064, window=131072, windowed=28, eos_token_id=151643), target="granitemoe"
+        qwen2(3584, 18944, 28, 28, 4, 152064, window=131072, windowed=28, eos_token_id=151643), "granitemoe"
     ),
     "Qwen2.5-0.5B": Published(
         qwen2(896, 4864, 24, 14, 2, 151936, window=32768, windowed=24, tie_word_embeddings=True, use_mrope=False,
               eos_token_id=151643),
-        target="granitemoe",
+        "granitemoe",
     ),
     "Qwen2.5-7B-Instruct": Published(
-        qwen2(3584, 18944, 28, 28, 4, 152064, window=131072, windowed=28), target="granitemoe"
+        qwen2(3584, 18944, 28, 28, 4, 152064, window=131072, windowed=28), "granitemoe"
     ),
     "Qwen2.5-72B-Instruct": Published(
-        qwen2(8192, 29568, 80, 64, 8, 152064, window=131072, windowed=70), target="granitemoe"
+        qwen2(8192, 29568, 80, 64, 8, 152064, window=131072, windowed=70), "granitemoe"
     ),
     "DeepSeek-R1-Distill-Qwen-1.5B": Published(
         qwen2(1536, 8960, 28, 12, 2, 151936, window=4096, windowed=21, use_mrope=False, rope_theta=10000,
               max_position_embeddings=131072, eos_token_id=151643),
-        target="granitemoe",
+        "granitemoe",
     ),
     "DeepSeek-R1-Distill-Qwen-7B": Published(
         qwen2(3584, 18944, 28, 28, 4, 152064, window=4096, windowed=28, use_mrope=False, rope_theta=10000,
               max_position_embeddings=131072, eos_token_id=151643),
-        target="granitemoe",
+        "granitemoe",
     ),
     "Qwen3-0.6B": Published(qwen3(1024, 3072, 28, 16, 8, tie_word_embeddings=True), "qwen3_moe"),
     "Qwen3-8B": Published(qwen3(4096, 12288, 36, 32, 8), "qwen3_moe"),
@@ -258,7 +258,7 @@ PUBLISHED: dict[str, Published] = {
              pad_token_id=199999, full_attn_mod=1, interpolate_factor=1, lm_head_bias=False, mlp_bias=False,
              max_position_embeddings=131072, partial_rotary_factor=0.75, rope_scaling=LONGROPE, sliding_window=262144,
              tie_word_embeddings=True),
-        refusal="partial_rotary_factor is not 1, which the target ignores; found 0.75",
+        "glm4_moe",
     ),
     "phi-2": Published(
         other("phi", "PhiForCausalLM", 2560, 10240, 32, 32, 32, 51200, hidden_act="gelu_new", layer_norm_eps=1e-5,
@@ -294,7 +294,7 @@ PUBLISHED: dict[str, Published] = {
               attention_dropout=0.1, attention_multiplier=0.0078125, embedding_multiplier=12.0, logits_scaling=16.0,
               residual_multiplier=0.22, mlp_bias=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
               max_position_embeddings=131072, rope_scaling=None, rope_theta=10000000.0, tie_word_embeddings=True),
-        target="granitemoe",
+        "granitemoe",
     ),
     "OLMo-2-1124-7B": Published(
         other("olmo2", "Olmo2ForCausalLM", 4096, 11008, 32, 32, 32, 100352, attention_bias=False,
@@ -307,7 +307,7 @@ PUBLISHED: dict[str, Published] = {
               attention_dropout=0.1, attention_out_bias=False, head_dim=128, mlp_bias=False, residual_dropout=0.1,
               bos_token_id=0, eos_token_id=2, pad_token_id=1, max_position_embeddings=524288, rms_norm_eps=1e-6,
               rope_scaling={"rope_type": "default"}, rope_theta=10000000.0),
-        target="granitemoe",
+        "granitemoe",
     ),
     "SmolLM3-3B": Published(
         other("smollm3", "SmolLM3ForCausalLM", 2048, 11008, 36, 16, 4, 128256, attention_bias=False,

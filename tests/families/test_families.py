@@ -96,7 +96,7 @@ def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
     """What the target computes with is in the output, so that its class's own defaults never come in."""
     default = MOE_CONFIGS[pair.target.model_type]()
     written = target_config(pair, {"model_type": pair.dense.model_type})
-    written |= dict.fromkeys([*pair.target.fields, *pair.target.constants])
+    written |= dict.fromkeys([*pair.target.fields, *pair.target.constants, *pair.constants])
     written |= (pair.target.layer_choice.fields((True,)) or {}) if pair.target.layer_choice else {}
     kept = {name for name, rule in pair.fields.items() if isinstance(rule, Keep)}
     left = {name: value for name, value in default.to_dict().items() if name not in {*written, *kept}}

@@ -85,7 +85,14 @@ def expert_dtype(base: Checkpoint, matched: Match, asked: str) -> str:
 
 
 def _check_count(matched: Match, order: Order) -> None:
-    layers = matched.layers
+    layers, least = matched.layers, matched.target.least_experts
+    if order.count < least:
+        raise UnsupportedError(
+            f"{matched.target.model_type} does not run with so few experts",
+            found=order.count,
+            expected=f"{least} or more",
+            hint=f"--experts {least}",
+        )
     count = sum(
         (layers if tensor.per_layer else 1) * (order.count if tensor.per_expert else 1)
         for tensor in matched.target.tensors
@@ -222,7 +229,7 @@ class _Layout:
         return self._order.carried(spec)
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
-        """Yield the parts of a tensor that are matrices of experts one by one, of the first, or of the shared one."""
+        """Yield the parts of a tensor that are matrices of each expert in turn, of the first, or of the shared one."""
         made = self._experts[layer]
         of = {"shared": (made.shared,), "first": made.ffns[:1]}
         ffns = made.ffns if number is None else (made.ffns[number],)

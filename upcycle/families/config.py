@@ -7,7 +7,7 @@ from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, Each, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.rules import Carry, Each, Keep, Only, Reaches, Rule, Same, Uniform
 from upcycle.families.unread import concern, reads
 from upcycle.message import listed, quoted
 
@@ -153,10 +153,15 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
         value = config.get(name, rule.default)
         if value is None and rule.kind == "number or null":  # the dense class takes null for its default
             value = rule.default
+        if rule.given and not config.get(rule.given):
+            value = None
         result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
     if isinstance(rule, Keep | Each) and name in config:
         result[name] = value
+    if isinstance(rule, Same):
+        result[name] = result[rule.other]
+        return None if value in (None, result[name]) else f"{name} = {quoted(value)}: {rule.why}"
     refused = value is not None and not _is_allowed(value, rule, config)
     return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
 
@@ -185,6 +190,7 @@ def _is_uniform(value: Any, rule: Uniform) -> bool:
 def _kind_problem(name: str, value: Any, kind: str) -> str | None:
     good = {
         "size": type(value) is int and 1 <= value <= MAX_SIZE,
+        "size that is given": type(value) is int and 1 <= value <= MAX_SIZE,
         "number": _is_number(value),
         "number or null": _is_number(value),
         "flag": type(value) is bool,

@@ -23,17 +23,23 @@ from upcycle.families.dense.qwen2 import QWEN2
 from upcycle.families.dense.qwen3 import QWEN3
 from upcycle.families.dense.qwen3_5_text import QWEN3_5_TEXT
 from upcycle.families.dense.seed_oss import SEED_OSS
-from upcycle.families.rules import NO_BIAS, Carry, Only, Reaches, Rule
+from upcycle.families.dense.youtu import YOUTU
+from upcycle.families.rules import NO_BIAS, Carry, Drop, Only, Reaches, Rule
 from upcycle.families.targets.cohere2_moe import COHERE2_MOE
+from upcycle.families.targets.deepseek_v3 import DEEPSEEK_V3
+from upcycle.families.targets.dots1 import DOTS1
+from upcycle.families.targets.glm4_moe import GLM4_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoe_swa import GRANITEMOE_SWA
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from upcycle.families.targets.hy_v3 import HY_V3
 from upcycle.families.targets.lfm2_moe import LFM2_MOE
 from upcycle.families.targets.mixtral import MIXTRAL
 from upcycle.families.targets.qwen2_moe import QWEN2_MOE
 from upcycle.families.targets.qwen3_5_moe_text import QWEN3_5_MOE_TEXT
 from upcycle.families.targets.qwen3_moe import QWEN3_MOE
+from upcycle.families.targets.solar_open import SOLAR_OPEN
 from upcycle.families.targets.target import Target
 
 
@@ -82,6 +88,17 @@ _WITH_BIASES = {"attention_bias": True}
 
 _BOTH: tuple[Form, ...] = ("full", "compact")
 
+_NO_BIAS = {"attention_bias": Only((False,), NO_BIAS)}
+
+_WINDOWS: Mapping[str, Rule] = {
+    "use_sliding_window": Drop("a sliding_window says so"),
+    "sliding_window": Carry(4096, "size", given="use_sliding_window"),
+    "max_window_layers": Carry(28, "number"),
+    "layer_types": Carry(None),  # where it is null, both classes make it of the two fields before
+}
+
+_WIDE_WINDOW = {"sliding_window": Reaches("max_position_embeddings", "the target has no sliding window")}
+
 PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, MIXTRAL),
     Pair(MISTRAL, MIXTRAL),
@@ -105,6 +122,15 @@ PAIRS: tuple[Pair, ...] = (
     Pair(SEED_OSS, GRANITEMOE, constants=_WITH_BIASES),
     Pair(SEED_OSS, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),
     Pair(SEED_OSS, QWEN2_MOE, {"attention_out_bias": Only((False,), NO_BIAS)}, forms=_BOTH),
+    # sigmoid routers
+    Pair(LLAMA, GLM4_MOE),
+    Pair(LLAMA, SOLAR_OPEN),
+    Pair(QWEN2, GLM4_MOE, constants=_WITH_BIASES),
+    Pair(QWEN3, DOTS1, _WINDOWS),
+    Pair(QWEN3, GLM4_MOE, _NO_BIAS, {"use_qk_norm": True}),
+    Pair(QWEN3, HY_V3),
+    Pair(PHI3, GLM4_MOE, _WIDE_WINDOW),
+    Pair(YOUTU, DEEPSEEK_V3),
 )
 """Of the pairs of one dense model and form, the first is made whose target can express the config.
 

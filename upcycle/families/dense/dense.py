@@ -92,3 +92,5 @@ class Dense:
         """Return the config with the class's defaults, and with the fields that the class derives."""
         full = {name: rule.default for name, rule in self.fields.items() if isinstance(rule, Carry)} | dict(config)
         return full | {name: derive(full) for name, derive in self.derived.items()}
+
+    cached: tuple[str, ...] = ("attention.k", "attention.v")  # parts with a row for each value that the cache keeps

@@ -80,7 +80,7 @@ QWEN3_5_TEXT = replace(
         "mamba_ssm_dtype": Keep(),  # in which other programs hold the states of linear attention
         **dict.fromkeys(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"), Drop(_OTHER_HEADS)),
     },
-    rope=Rope(theta=10_000.0, rotated=0.25),
+    rope=Rope(theta=10_000.0, rotated=0.25, partial=True),
     modules=LLAMA.modules and replace(LLAMA.modules, attention=()),  # most layers have others there
     ignored_tensors=(r"mtp\..*",),
     sizes={

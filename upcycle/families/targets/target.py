@@ -53,6 +53,7 @@ class Target:
     spine: Spine = Spine()
     stock_loss: bool = True  # transformers' own forward adds a load-balancing loss to its loss
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
+    least_experts: int = 1  # of a layer, with which the stock class runs
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
     idle_width: int = 0  # neurons of a shared expert that adds nothing, where the class cannot do without a shared one
 
