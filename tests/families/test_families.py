@@ -21,12 +21,15 @@ from upcycle.families.pairs import DENSE, PAIRS, TARGETS, Pair, pair_of
 from upcycle.families.parts import ROLES, dimension
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
 from upcycle.families.rope import TYPES
-from upcycle.families.rules import Carry, Keep, Rule
+from upcycle.families.rules import Carry, CarryIn, Keep, Rule
 
 CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in DENSE}
 MOE_CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in TARGETS}
 MIXTRALS = ("llama", "mistral")
 """Dense models that share the sentences of what mixtral cannot express."""
+
+NEEDED: dict[str, dict[str, Any]] = {"olmo3": {"layer_types": ["full_attention"] * 32}}
+"""What a config must say because the class's default cannot be expressed."""
 
 LLAMA = {"model_type": "llama", **{name: value for name, value in SMALL.items() if name != "rope_theta"}}
 """A sound config without rope settings."""
@@ -40,6 +43,12 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 def carried(pair: Pair) -> list[tuple[str, Carry]]:
     return [(name, rule) for name, rule in pair.fields.items() if isinstance(rule, Carry)]
+
+
+def rope_settings(config: Any, pair: Pair) -> dict[str, Any]:
+    """What the dense class makes of its rope settings, of the layers that count."""
+    settings = config.rope_parameters[pair.dense.rope.of] if pair.dense.rope.of else config.rope_parameters
+    return {name: value for name, value in settings.items() if name != "partial_rotary_factor"}
 
 
 def refused(config: dict[str, Any], **options: Any) -> InputError:
@@ -71,8 +80,7 @@ def test_defaults_are_those_of_the_dense_class(pair: Pair) -> None:
             assert config.num_key_value_heads == config.num_attention_heads
         else:
             assert getattr(config, name) == rule.default, name
-    settings = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
-    assert settings == {"rope_theta": pair.dense.rope.theta, "rope_type": "default"}
+    assert rope_settings(config, pair) == {"rope_theta": pair.dense.rope.theta, "rope_type": "default"}
     assert getattr(config, "original_max_position_embeddings", None) == pair.dense.rope.original_length
 
 
@@ -92,20 +100,21 @@ def test_fields_left_to_the_reader_have_the_same_default_in_both_classes(pair: P
 def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
     """What the target computes with is in the output, so that its class's own defaults never come in."""
     default = MOE_CONFIGS[pair.target.model_type]()
-    written = target_config(pair, {"model_type": pair.dense.model_type})
+    written = target_config(pair, {"model_type": pair.dense.model_type, **NEEDED.get(pair.dense.model_type, {})})
     written |= dict.fromkeys([*pair.target.fields, *pair.target.constants])
     kept = {name for name, rule in pair.fields.items() if isinstance(rule, Keep)}
     left = set(default.to_dict()) - set(written) - kept
     assert left == {"_name_or_path", "transformers_version", "is_encoder_decoder"} | ({"sliding_window"} & left)
-    assert ("sliding_window" in left) == (pair.dense.model_type in ("llama", "qwen3"))
-    assert default.sliding_window is None  # where it is left
+    windowed = isinstance(pair.fields.get("sliding_window"), Carry | CarryIn)
+    assert "sliding_window" not in left or not windowed
+    assert getattr(default, "sliding_window", None) is None  # where it is left
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None:
     pair = pair_of(name)
-    ours = target_config(pair, {"model_type": name})
-    theirs = CONFIGS[name]()
+    ours = target_config(pair, {"model_type": name, **NEEDED.get(name, {})})
+    theirs = CONFIGS[name](**NEEDED.get(name, {}))
     loaded = MOE_CONFIGS[pair.target.model_type](**ours)
     for field in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -114,10 +123,10 @@ def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None
         "attention_dropout",
     ):  # fmt: skip
         assert getattr(loaded, field) == getattr(theirs, field), field
-    rope = {field: value for field, value in theirs.rope_parameters.items() if field != "partial_rotary_factor"}
-    assert loaded.rope_parameters == rope
+    assert loaded.rope_parameters == rope_settings(theirs, pair)
     assert loaded.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
-    assert loaded.sliding_window == getattr(theirs, "sliding_window", None)
+    if "sliding_window" in loaded.to_dict():
+        assert loaded.sliding_window == getattr(theirs, "sliding_window", None)
 
 
 def test_every_part_of_a_dense_model_has_one_place_in_its_target() -> None:

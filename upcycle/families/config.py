@@ -6,7 +6,7 @@ from typing import Any
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.rules import Carry, CarryIn, Keep, Only, Reaches, Rule, Uniform
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -44,10 +44,10 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
             expected=f"one of {', '.join(DENSE)}",
         )
     pairs = pairs_of(model_type, target, form)
-    architectures, model_class = config.get("architectures"), pairs[0].dense.model_class
-    if architectures not in (None, [model_class]):
+    architectures, dense = config.get("architectures"), pairs[0].dense
+    if architectures not in (None, *([name] for name in (dense.model_class, *dense.other_classes))):
         raise UnsupportedError(
-            "the checkpoint holds another kind of model", found=short(architectures), expected=model_class
+            "the checkpoint holds another kind of model", found=short(architectures), expected=dense.model_class
         )
     return pairs
 
@@ -127,11 +127,18 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
         value = config.get(name, rule.default)
         if value is None and rule.kind == "number or null":  # the dense class takes null for its default
             value = rule.default
+        value = dict(rule.means).get(value, value) if isinstance(value, str) else value
         result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
+    if isinstance(rule, CarryIn):
+        kinds = config.get(rule.field)
+        elsewhere = isinstance(kinds, list) and rule.value not in kinds
+        result[name] = value = None if elsewhere else config.get(name, rule.default)
+        return None if value is None else _kind_problem(name, value, "size")
     if isinstance(rule, Keep) and name in config:
         result[name] = value
-    refused = value is not None and not _is_allowed(value, rule, config)
+    wanted = isinstance(rule, Uniform) and not rule.absent
+    refused = (wanted or value is not None) and not _is_allowed(value, rule, config)
     return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
 
 

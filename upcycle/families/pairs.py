@@ -12,11 +12,17 @@ from typing import Any, Literal
 
 from upcycle.errors import UnsupportedError
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.gemma import GEMMA
+from upcycle.families.dense.internlm3 import INTERNLM3
+from upcycle.families.dense.iquestcoder import IQUESTCODER
 from upcycle.families.dense.llama import LLAMA
+from upcycle.families.dense.ministral import MINISTRAL
 from upcycle.families.dense.mistral import MISTRAL
+from upcycle.families.dense.olmo2 import OLMO2, OLMO3
 from upcycle.families.dense.phi3 import PHI3
 from upcycle.families.dense.qwen3 import QWEN3
 from upcycle.families.rules import Carry, Reaches, Rule
+from upcycle.families.targets.flex_olmo import FLEX_OLMO
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.mixtral import MIXTRAL
@@ -67,9 +73,22 @@ _BIASED = {"attention_bias": Carry(False, "flag")}
 
 _PLAIN_GRANITE = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0}
 
+_FROM_ONE = dict.fromkeys(("norm.attention", "norm.ffn", "norm.final"), Change(add=1))
+
 PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, MIXTRAL),
     Pair(MISTRAL, MIXTRAL),
+    Pair(MINISTRAL, MIXTRAL),
+    Pair(INTERNLM3, MIXTRAL),
+    Pair(IQUESTCODER, MIXTRAL),
+    Pair(
+        GEMMA,
+        MIXTRAL,
+        constants={"tie_word_embeddings": False},  # the head is the embeddings before they are scaled
+        changes={**_FROM_ONE, "embeddings": Change(root="D")},
+    ),
+    Pair(OLMO2, FLEX_OLMO),
+    Pair(OLMO3, FLEX_OLMO),
     Pair(QWEN3, QWEN3_MOE),
     Pair(PHI3, MIXTRAL),
     Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),

@@ -40,6 +40,7 @@ class Rope:
     only: tuple[str, ...] = ()  # types of scaling that the class knows; empty: all of TYPES
     original_length: int | None = None  # the class's default of original_max_position_embeddings, if it has that field
     rotated: float = 1.0  # the class's default of partial_rotary_factor, the share of each head that is rotated
+    of: str | None = None  # the type of layer whose settings count, where the class keeps them apart by type
 
 
 def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False) -> dict[str, Any]:
@@ -51,8 +52,11 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
         if value is not None and not isinstance(value, dict):
             raise UnsupportedError(f"config.json: {name} is not an object", found=repr(value)[:60])
-    # transformers 5 gives rope_scaling the precedence when both are there (modeling_rope_utils.py)
-    chosen = dict(scaling or parameters or {})
+    if rope.of is None:
+        # transformers 5 gives rope_scaling the precedence when both are there (modeling_rope_utils.py)
+        chosen = dict(scaling or parameters or {})
+    else:
+        chosen = _of_layer_type(rope.of, parameters, scaling)
     if any(isinstance(value, dict) for value in chosen.values()):
         raise UnsupportedError("config.json: rope settings differ between layer types, which the target cannot express")
     kind = chosen.pop("rope_type", None) or chosen.get("type") or "default"
@@ -78,6 +82,14 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
             )
         fields["partial_rotary_factor"] = fields["rope_parameters"]["partial_rotary_factor"] = rotated
     return fields
+
+
+def _of_layer_type(kind: str, parameters: dict[str, Any] | None, scaling: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of one type of layer, as `Olmo3Config.convert_rope_params_to_dict` puts them together."""
+    own = (parameters or {}).get(kind, {} if not parameters else None)
+    if not isinstance(own, dict):
+        raise UnsupportedError(f"config.json: rope_parameters has no settings for {kind}", found=quoted(parameters))
+    return {**own, "rope_type": own.get("rope_type") or own.get("type") or "default", **(scaling or {})}
 
 
 def _check_settings(chosen: Mapping[str, Any], only: tuple[str, ...] = ()) -> None:

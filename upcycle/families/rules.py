@@ -11,6 +11,19 @@ class Carry:
     default: Any  # of the dense class
     kind: str = "any"  # size, number, number or null, flag, known activation or any: what a value is
     to: str | None = None  # what the target calls it; None: the same
+    means: tuple[tuple[str, str], ...] = ()  # values that the dense class takes for others: (found, written)
+
+
+@dataclass(frozen=True, slots=True)
+class CarryIn:
+    """A setting of those layers that a list says are of one kind; null where the list is there and none of them is.
+
+    Right together with `Uniform` on the list: the layers are all of that kind, or none is.
+    """
+
+    default: Any  # of the dense class
+    field: str  # the list
+    value: str  # the kind, in the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class Uniform:
 
     values: tuple[str, ...]
     why: str
+    absent: bool = True  # it may be absent or null: the class then takes all layers for one kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +63,7 @@ class Reaches:
     why: str
 
 
-Rule = Carry | Keep | Drop | Only | Uniform | Reaches
+Rule = Carry | CarryIn | Keep | Drop | Only | Uniform | Reaches
 
 KEPT = (
     # read by tokenizers, generation or training, not by the forward pass

@@ -46,3 +46,4 @@ class Dense:
     spine: Spine = Spine()
     readers: Readers = Readers()
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
+    other_classes: tuple[str, ...] = ()  # names of classes outside transformers that published configs give
