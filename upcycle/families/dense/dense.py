@@ -45,5 +45,6 @@ class Dense:
     ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
     spine: Spine = Spine()
     readers: Readers = Readers()
+    known: str = ""  # models that people know of it
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
     other_classes: tuple[str, ...] = ()  # names of classes outside transformers that published configs give

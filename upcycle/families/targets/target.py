@@ -48,6 +48,7 @@ class Target:
     limits: tuple[Limit, ...]  # settings that llama.cpp, mlx-lm or vLLM ignore, refuse or compute wrongly
     readers: Readers = Readers()
     spine: Spine = Spine()
+    stock_loss: bool = True  # transformers' own forward adds a load-balancing loss to its loss
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
 
