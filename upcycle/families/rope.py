@@ -52,11 +52,7 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
         if value is not None and not isinstance(value, dict):
             raise UnsupportedError(f"config.json: {name} is not an object", found=repr(value)[:60])
-    if rope.of is None:
-        # transformers 5 gives rope_scaling the precedence when both are there (modeling_rope_utils.py)
-        chosen = dict(scaling or parameters or {})
-    else:
-        chosen = _of_layer_type(rope.of, parameters, scaling)
+    chosen = _settings_of(rope.of, parameters or {}, scaling or {})
     if any(isinstance(value, dict) for value in chosen.values()):
         raise UnsupportedError("config.json: rope settings differ between layer types, which the target cannot express")
     kind = chosen.pop("rope_type", None) or chosen.get("type") or "default"
@@ -84,12 +80,18 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
     return fields
 
 
-def _of_layer_type(kind: str, parameters: dict[str, Any] | None, scaling: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the settings of one type of layer, as `Olmo3Config.convert_rope_params_to_dict` puts them together."""
-    own = (parameters or {}).get(kind, {} if not parameters else None)
+def _settings_of(kind: str | None, parameters: dict[str, Any], scaling: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that count, in a dict of their own; `kind` is the type of layer, where they are kept apart.
+
+    transformers 5 gives rope_scaling the precedence when both are there (modeling_rope_utils.py); where types of
+    layers have settings of their own it adds it to those of full attention (`Olmo3Config`).
+    """
+    if kind is None:
+        return dict(scaling or parameters)
+    own = parameters.get(kind, None if parameters else {})
     if not isinstance(own, dict):
-        raise UnsupportedError(f"config.json: rope_parameters has no settings for {kind}", found=quoted(parameters))
-    return {**own, "rope_type": own.get("rope_type") or own.get("type") or "default", **(scaling or {})}
+        raise UnsupportedError(f"config.json: rope_parameters has no settings of {kind}", found=quoted(parameters))
+    return {**own, "rope_type": own.get("rope_type") or own.get("type") or "default", **scaling}
 
 
 def _check_settings(chosen: Mapping[str, Any], only: tuple[str, ...] = ()) -> None:

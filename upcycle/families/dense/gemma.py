@@ -10,6 +10,7 @@ GEMMA = replace(
     LLAMA,
     model_type="gemma",
     model_class="GemmaForCausalLM",
+    known="Gemma 1, CodeGemma",
     title="Gemma",
     readers=Readers(),  # not tried
     fields={

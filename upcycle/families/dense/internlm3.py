@@ -9,6 +9,7 @@ from upcycle.families.rules import COMMON, NO_BIAS, NO_WINDOW, ONE_KIND, Carry, 
 INTERNLM3 = replace(
     LLAMA,
     model_type="internlm3",
+    known="InternLM3 8B",
     other_classes=("InternLM3ForCausalLM",),
     title="InternLM3",
     readers=Readers(),  # not tried

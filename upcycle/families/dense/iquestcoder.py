@@ -11,6 +11,7 @@ _REFUSED = "IQuestCoderConfig refuses it, too"
 IQUESTCODER = replace(
     LLAMA,
     model_type="iquestcoder",
+    known="IQuest-Coder V1",
     other_classes=("IQuestCoderForCausalLM",),
     title="IQuest-Coder",
     readers=Readers(),  # not tried

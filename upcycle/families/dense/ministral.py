@@ -10,6 +10,7 @@ MINISTRAL = replace(
     MISTRAL,
     model_type="ministral",
     model_class="MinistralForCausalLM",
+    known="Ministral 8B",
     title="Ministral",
     readers=Readers(),  # not tried
     fields={

@@ -18,6 +18,7 @@ OLMO2 = replace(
     LLAMA,
     model_type="olmo2",
     model_class="Olmo2ForCausalLM",
+    known="OLMo 2",
     title="OLMo 2",
     readers=Readers(),  # not tried
     parts={
@@ -47,6 +48,7 @@ OLMO3 = replace(
     OLMO2,
     model_type="olmo3",
     model_class="Olmo3ForCausalLM",
+    known="OLMo 3 without sliding windows",
     title="OLMo 3",
     fields={
         **OLMO2.fields,
