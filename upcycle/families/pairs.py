@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from upcycle.errors import UnsupportedError
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.ernie4_5 import ERNIE4_5
 from upcycle.families.dense.gemma import GEMMA
 from upcycle.families.dense.internlm3 import INTERNLM3
 from upcycle.families.dense.iquestcoder import IQUESTCODER
@@ -22,6 +23,7 @@ from upcycle.families.dense.olmo2 import OLMO2, OLMO3
 from upcycle.families.dense.phi3 import PHI3
 from upcycle.families.dense.qwen3 import QWEN3
 from upcycle.families.rules import Carry, Reaches, Rule
+from upcycle.families.targets.ernie4_5_moe import ERNIE4_5_MOE
 from upcycle.families.targets.flex_olmo import FLEX_OLMO
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
@@ -89,6 +91,7 @@ PAIRS: tuple[Pair, ...] = (
     ),
     Pair(OLMO2, FLEX_OLMO),
     Pair(OLMO3, FLEX_OLMO),
+    Pair(ERNIE4_5, ERNIE4_5_MOE),
     Pair(QWEN3, QWEN3_MOE),
     Pair(PHI3, MIXTRAL),
     Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),

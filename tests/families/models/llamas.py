@@ -38,4 +38,12 @@ MODELS = {
             "rope_parameters": {"full_attention": YARN_ROPE, "sliding_attention": {"rope_type": "default"}},
         },
     ),
+    "ernie4_5": Model(
+        "ernie4_5", "ernie4_5_moe",
+        {"head_dim": 12, "tie_word_embeddings": False, "rope_parameters": YARN_ROPE}, {"experts": 3, "top_k": 3},
+    ),
+    "ernie4_5_some_layers": Model(
+        "ernie4_5", "ernie4_5_moe", {"head_dim": 8, "num_hidden_layers": 4}, {"layers": "every:2"}
+    ),
+    "ernie4_5_range": Model("ernie4_5", "ernie4_5_moe", {"head_dim": 8, "num_hidden_layers": 4}, {"layers": "1-2"}),
 }  # fmt: skip
