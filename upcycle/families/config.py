@@ -7,6 +7,7 @@ from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
 from upcycle.families.rules import Carry, CarryIn, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.without_target import WITHOUT_TARGET
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -38,11 +39,7 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
             found=f"{experts[0]} = {short(config[experts[0]])}, {short(model_type)}",
         )
     if not isinstance(model_type, str) or model_type not in DENSE:
-        raise UnsupportedError(
-            "no mixture of experts is known for this model",
-            found=f"model_type {quoted(model_type)}",
-            expected=f"one of {', '.join(DENSE)}",
-        )
+        raise _no_pair(model_type)
     pairs = pairs_of(model_type, target, form)
     architectures, dense = config.get("architectures"), pairs[0].dense
     if architectures not in (None, *([name] for name in (dense.model_class, *dense.other_classes))):
@@ -50,6 +47,17 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
             "the checkpoint holds another kind of model", found=short(architectures), expected=dense.model_class
         )
     return pairs
+
+
+def _no_pair(model_type: Any) -> UnsupportedError:
+    """The error for a dense model without a target, with the reason where it is known."""
+    found = f"model_type {quoted(model_type)}"
+    known = WITHOUT_TARGET.get(model_type) if isinstance(model_type, str) else None
+    if known is None:
+        expected = f"one of {', '.join(DENSE)}"
+        return UnsupportedError("no mixture of experts is known for this model", found=found, expected=expected)
+    what = f"no mixture of experts of transformers computes what a model like {known.title} does: {known.why}"
+    return UnsupportedError(what, found=found, hint="`upcycle attach` gives it adapter experts")
 
 
 def fitting(

@@ -14,6 +14,7 @@ from upcycle.errors import UnsupportedError
 from upcycle.families.dense.dense import Dense
 from upcycle.families.dense.ernie4_5 import ERNIE4_5
 from upcycle.families.dense.gemma import GEMMA
+from upcycle.families.dense.helium import HELIUM
 from upcycle.families.dense.internlm3 import INTERNLM3
 from upcycle.families.dense.iquestcoder import IQUESTCODER
 from upcycle.families.dense.llama import LLAMA
@@ -30,7 +31,7 @@ from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.mixtral import MIXTRAL
 from upcycle.families.targets.qwen2_moe import QWEN2_MOE
 from upcycle.families.targets.qwen3_moe import QWEN3_MOE
-from upcycle.families.targets.target import Target
+from upcycle.families.targets.target import Config, Limit, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,16 @@ class Pair:
     constants: Mapping[str, Any] = field(default_factory=dict)  # of the target's config
     changes: Mapping[str, Change] = field(default_factory=dict)  # of parts, by their names
     forms: tuple[Form, ...] = ("full",)
+    notes: tuple[Limit, ...] = ()  # by the target's config: what transformers does otherwise, though logits agree
 
     @property
     def fields(self) -> Mapping[str, Rule]:
         """What becomes of each field of the dense config."""
         return {**self.dense.fields, **self.overrides}
+
+    def notes_on(self, config: Config) -> tuple[str, ...]:
+        """Return the notes that concern a model with this config, a sentence each."""
+        return tuple(text for concerns, text in self.notes if concerns(config))
 
 
 _NO_WINDOW = {
@@ -74,6 +80,13 @@ _NO_WINDOW = {
 _BIASED = {"attention_bias": Carry(False, "flag")}
 
 _PLAIN_GRANITE = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0}
+
+_LONGROPE_CACHE: Limit = (
+    lambda config: config["rope_parameters"]["rope_type"] == "longrope",
+    "text that grows past original_max_position_embeddings tokens while it is generated can differ from the dense "
+    "model's: there Phi3ForCausalLM computes its cache anew, with the factors of long texts, which MixtralForCausalLM "
+    "does not",
+)
 
 _FROM_ONE = dict.fromkeys(("norm.attention", "norm.ffn", "norm.final"), Change(add=1))
 
@@ -92,8 +105,9 @@ PAIRS: tuple[Pair, ...] = (
     Pair(OLMO2, FLEX_OLMO),
     Pair(OLMO3, FLEX_OLMO),
     Pair(ERNIE4_5, ERNIE4_5_MOE),
+    Pair(HELIUM, ERNIE4_5_MOE),
     Pair(QWEN3, QWEN3_MOE),
-    Pair(PHI3, MIXTRAL),
+    Pair(PHI3, MIXTRAL, notes=(_LONGROPE_CACHE,)),
     Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
     Pair(LLAMA, GRANITEMOESHARED, forms=("compact",)),
     Pair(LLAMA, QWEN2_MOE, forms=("compact",)),
