@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda name: save_model(name, MODELS[name], tmp_path_factory.mktemp(name) / name)
 
 
-def told(model: Path, word: str, **options: str) -> bool:
+def told(model: Path, word: str, **options: Any) -> bool:
     """Whether the plan of a conversion warns in a sentence with `word`."""
     return any(word in text for text in plan(Plan(model=str(model), experts=4, **options)).warnings)
 
