@@ -17,7 +17,7 @@ def test_the_reason_and_what_can_be_done(model_type: str) -> None:
         find_pairs(config)
     row = WITHOUT_TARGET[model_type]
     assert str(caught.value) == (
-        f"no mixture of experts of transformers computes what a model like {row.title} does: {row.why}; "
+        f"no mixture of experts is known for this model ({row.title}): {row.why}; "
         f"found model_type '{model_type}'; `upcycle attach` gives it adapter experts"
     )
 

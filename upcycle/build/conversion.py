@@ -13,8 +13,11 @@ from upcycle.checkpoint.place import DEQUANTISED_FILE
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.vocabulary import token_count
+from upcycle.families.config import find_pairs, unruled
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
+from upcycle.families.unread import reads
+from upcycle.message import listed
 from upcycle.plan.dtypes import narrowest_dtype
 from upcycle.plan.plan import Plan
 from upcycle.plan.sources import Copy, Fold
@@ -56,7 +59,8 @@ def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion)
     """Return what a user should know before the work is done: a sentence each, none for most conversions."""
     found = (
         _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(plan),
-        _vocabulary_warning(checkpoint, plan, request), _rounding_warning(plan), *plan.notes,
+        _vocabulary_warning(checkpoint, plan, request), _unread_warning(checkpoint, plan, request),
+        _rounding_warning(plan), *plan.notes,
     )  # fmt: skip
     return tuple(text for text in found if text)
 
@@ -93,6 +97,21 @@ def _rounding_warning(plan: Plan) -> str | None:
     return (
         f"{' and '.join(roles)} are not copied but computed, and rounded to {' and '.join(dtypes)}: the mixture "
         "computes nearly what the dense model does; --dtype f32 does not round, so it computes the same"
+    )
+
+
+def _unread_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:
+    """Name the config fields without influence that nobody told upcycle of, and what has become of them."""
+    pair = find_pairs(checkpoint.config, plan.config["model_type"])[0]
+    unread = [name for name in unruled(pair, checkpoint.config) if name not in request.ignore_config]
+    if not unread:
+        return None
+    left = [name for name in unread if reads(pair.target.model_type, name)]
+    kept = [name for name in unread if name not in left]
+    parts = [f"{listed(kept)} kept" if kept else "", f"{listed(left)} left out" if left else ""]
+    return (
+        f"config.json has fields that {pair.dense.model_class} of transformers does not read, so that they change "
+        f"nothing: {', '.join(part for part in parts if part)}"
     )
 
 

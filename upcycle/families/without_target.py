@@ -13,7 +13,7 @@ class WithoutTarget:
     """A dense architecture without an exact target."""
 
     title: str  # what people call it
-    why: str  # no sentence of its own: it follows a colon
+    why: str  # follows a colon
 
 
 _UNGATED = (
