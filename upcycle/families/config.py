@@ -8,7 +8,7 @@ from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
 from upcycle.families.rules import Carry, CarryIn, Keep, Only, Reaches, Rule, Uniform
 from upcycle.families.unread import concern, reads
-from upcycle.families.without_target import WITHOUT_TARGET
+from upcycle.families.without_target import WITHOUT_TARGET, encoder_decoder
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -40,7 +40,7 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
             found=f"{experts[0]} = {short(config[experts[0]])}, {short(model_type)}",
         )
     if not isinstance(model_type, str) or model_type not in DENSE:
-        raise _no_pair(model_type)
+        raise _no_pair(config)
     pairs = pairs_of(model_type, target, form)
     architectures, dense = config.get("architectures"), pairs[0].dense
     if architectures is not None and not _is_class(architectures, (dense.model_class, *dense.other_classes)):
@@ -50,10 +50,13 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
     return pairs
 
 
-def _no_pair(model_type: Any) -> UnsupportedError:
+def _no_pair(config: Mapping[str, Any]) -> UnsupportedError:
     """The error for a dense model without a target, with the reason where it is known."""
+    model_type, why = config.get("model_type"), encoder_decoder(config)
     found, what = f"model_type {quoted(model_type)}", "no mixture of experts is known for this model"
     known = WITHOUT_TARGET.get(model_type) if isinstance(model_type, str) else None
+    if why is not None:
+        return UnsupportedError(why, found=found)
     if known is None:
         return UnsupportedError(what, found=found, expected=f"one of {', '.join(DENSE)}")
     return UnsupportedError(

@@ -6,6 +6,7 @@ Held against transformers 5.23. `upcycle attach` puts adapter experts into all o
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +83,20 @@ WITHOUT_TARGET: Mapping[str, WithoutTarget] = MappingProxyType(
     }
 )
 """By `model_type`. No row has a pair in `families.pairs`."""
+
+_T5 = MappingProxyType({"t5": ("T5", "relu"), "mt5": ("mT5", "gated-gelu"), "umt5": ("UMT5", "gated-gelu")})
+"""Models with T5's FFN, by `model_type`: what people call them, and their class's default of feed_forward_proj."""
+
+
+def encoder_decoder(config: Mapping[str, Any]) -> str | None:
+    """Return why no mixture is made of an encoder-decoder, a sentence; None for the config of any other model."""
+    model_type = config.get("model_type")
+    title, projection = _T5.get(model_type, (None, "")) if isinstance(model_type, str) else (None, "")
+    if title is None and config.get("is_encoder_decoder") is not True:
+        return None
+    why = f"{title or 'the model'} is an encoder and a decoder, and upcycle works on decoders alone"
+    if title and str(config.get("feed_forward_proj", projection)).startswith("gated"):
+        return f"{why}; Switch Transformers, T5's mixture, could not compute this one: its experts have no gate"
+    if model_type == "t5":
+        return f"{why}; Switch Transformers can compute the same (docs/experiments.md), but upcycle does not write it"
+    return why
