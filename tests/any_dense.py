@@ -51,6 +51,7 @@ CASES: dict[str, Case] = {
     # gated
     "cohere": Case("lora", {"use_qk_norm": True, **ALL_HEADS}, {"routing": "top1"}),
     "cohere2": Case("bottleneck", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "cwm": Case("lora", {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}),
     "ernie4_5": Case("ia3", {"use_bias": True}, {"attention_rank": 2}),
     "exaone4": Case("pesc", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     "gemma": Case("bottleneck", {}, {"attention_rank": 2, "routing": "dense"}),
@@ -60,6 +61,7 @@ CASES: dict[str, Case] = {
     "helium": Case("lora", {}, {"routing": "dense"}),
     "hunyuan_v1_dense": Case("ia3", {}, {"routing": "top1"}),
     "ministral": Case("lora", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "ministral3": Case("bottleneck", {"sliding_window": 8}),
     "olmo": Case("bottleneck", {"clip_qkv": 4.0}, {"experts": (2, 4)}),
     "olmo2": Case("lora", {}, {"attention_rank": 2}),
     "olmo3": Case("pesc", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),

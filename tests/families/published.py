@@ -271,7 +271,7 @@ PUBLISHED: dict[str, Published] = {
         other("gemma", "GemmaForCausalLM", 2048, 16384, 18, 8, 1, 256000, **GEMMA, attention_bias=False,
               attention_dropout=0.0, eos_token_id=1, hidden_act="gelu", rope_theta=10000.0, rope_scaling=None,
               tie_word_embeddings=True),
-        refusal=NO_ROW,
+        target="mixtral",
     ),
     "gemma-2-2b": Published(
         other("gemma2", "Gemma2ForCausalLM", 2304, 9216, 26, 8, 4, 256000, **GEMMA, attention_bias=False,
@@ -300,7 +300,7 @@ PUBLISHED: dict[str, Published] = {
         other("olmo2", "Olmo2ForCausalLM", 4096, 11008, 32, 32, 32, 100352, attention_bias=False,
               attention_dropout=0.0, eos_token_id=100257, pad_token_id=100277, max_position_embeddings=4096,
               rms_norm_eps=1e-6, rope_scaling=None, rope_theta=500000),
-        refusal=NO_ROW,
+        target="flex_olmo",
     ),
     "Seed-OSS-36B": Published(
         other("seed_oss", "SeedOssForCausalLM", 5120, 27648, 64, 80, 8, 155136, attention_bias=True,

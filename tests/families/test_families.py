@@ -30,6 +30,8 @@ MIXTRALS = ("llama", "mistral")
 
 DERIVED = ("num_key_value_heads", "layer_types", "layer_rope_theta")
 """Fields that a class makes of others where they are null."""
+NEEDED: dict[str, dict[str, Any]] = {"olmo3": {"layer_types": ["full_attention"] * 32}}
+"""What a config must say because the class's default cannot be expressed."""
 
 LLAMA = {"model_type": "llama", **{name: value for name, value in SMALL.items() if name != "rope_theta"}}
 """A sound config without rope settings."""
@@ -43,6 +45,12 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 def carried(pair: Pair) -> list[tuple[str, Carry]]:
     return [(name, rule) for name, rule in pair.fields.items() if isinstance(rule, Carry)]
+
+
+def rope_settings(config: Any, pair: Pair) -> dict[str, Any]:
+    """What the dense class makes of its rope settings, of the layers that count."""
+    settings = config.rope_parameters[pair.dense.rope.of] if pair.dense.rope.of else config.rope_parameters
+    return {name: value for name, value in settings.items() if name != "partial_rotary_factor"}
 
 
 def refused(config: dict[str, Any], **options: Any) -> InputError:
@@ -70,12 +78,12 @@ def test_defaults_are_those_of_the_dense_class(pair: Pair) -> None:
     config = CONFIGS[pair.dense.model_type]()
     for name, rule in carried(pair):
         if name in DERIVED and rule.default is None:
-            made = MOE_CONFIGS[pair.target.model_type](**target_config(pair, {"model_type": pair.dense.model_type}))
+            said = {"model_type": pair.dense.model_type, **NEEDED.get(pair.dense.model_type, {})}
+            made = MOE_CONFIGS[pair.target.model_type](**target_config(pair, said))
             assert getattr(config, name) == getattr(made, name), name
         else:
             assert getattr(config, name) == rule.default, name
-    settings = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
-    assert settings == {"rope_theta": pair.dense.rope.theta, "rope_type": "default"}
+    assert rope_settings(config, pair) == {"rope_theta": pair.dense.rope.theta, "rope_type": "default"}
     assert getattr(config, "original_max_position_embeddings", None) == pair.dense.rope.original_length
 
 
@@ -95,7 +103,7 @@ def test_fields_left_to_the_reader_have_the_same_default_in_both_classes(pair: P
 def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
     """What the target computes with is in the output, so that its class's own defaults never come in."""
     default = MOE_CONFIGS[pair.target.model_type]()
-    written = target_config(pair, {"model_type": pair.dense.model_type})
+    written = target_config(pair, {"model_type": pair.dense.model_type, **NEEDED.get(pair.dense.model_type, {})})
     written |= dict.fromkeys([*pair.target.fields, *pair.target.constants, *pair.constants])
     written |= (pair.target.layer_choice.fields((True,)) or {}) if pair.target.layer_choice else {}
     kept = {name for name, rule in pair.fields.items() if isinstance(rule, Keep)}
@@ -107,8 +115,9 @@ def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None:
     pair = pair_of(name)
-    ours = target_config(pair, {"model_type": name})
-    theirs = pair.dense.as_read(CONFIGS[name]().to_dict())
+    ours = target_config(pair, {"model_type": name, **NEEDED.get(name, {})})
+    config = CONFIGS[name](**NEEDED.get(name, {}))
+    theirs = pair.dense.as_read(config.to_dict())
     loaded = MOE_CONFIGS[pair.target.model_type](**ours)
     for field in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -116,13 +125,13 @@ def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None
         "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
         "attention_dropout", *(field for field, rule in pair.fields.items() if isinstance(rule, Each)),
     ):  # fmt: skip
-        if field in CONFIGS[name]().to_dict():
+        if field in config.to_dict() and isinstance(pair.fields[field], Carry | Keep | Each):
             assert getattr(loaded, field) == theirs[field], field
-    rope = {field: value for field, value in theirs["rope_parameters"].items() if field != "partial_rotary_factor"}
     turned = {"partial_rotary_factor": pair.dense.rope.rotated} if pair.target.partial_rotary else {}
-    assert loaded.rope_parameters == {**rope, **turned}
+    assert loaded.rope_parameters == {**rope_settings(config, pair), **turned}
     assert loaded.head_dim == (theirs.get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"])
-    assert getattr(loaded, "sliding_window", None) == theirs.get("sliding_window")
+    if "sliding_window" in loaded.to_dict():
+        assert loaded.sliding_window == theirs.get("sliding_window")
 
 
 def test_every_part_of_a_dense_model_has_one_place_in_its_target() -> None:

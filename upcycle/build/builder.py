@@ -72,6 +72,7 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
         width=layout.width,
         vocabulary=matched.sizes["V"],
         reader_limits=matched.target.reader_limits(config),
+        notes=matched.pair.notes_on(config),
     )
 
 

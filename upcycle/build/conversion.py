@@ -21,7 +21,7 @@ from upcycle.families.unread import reads
 from upcycle.message import listed
 from upcycle.plan.dtypes import narrowest_dtype
 from upcycle.plan.plan import Plan
-from upcycle.plan.sources import Copy
+from upcycle.plan.sources import Copy, Fold
 from upcycle.requests import Conversion
 
 
@@ -62,6 +62,7 @@ def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion)
     found = (
         _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(plan),
         _vocabulary_warning(checkpoint, plan, request), _unread_warning(checkpoint, plan, request),
+        _rounding_warning(plan), *plan.notes,
     )  # fmt: skip
     return tuple(text for text in found if text)
 
@@ -87,6 +88,18 @@ def _width_warning(plan: Plan) -> str | None:
         return None
     cure = f"--pad-width adds zero neurons up to {padded_width(plan.width, dtype)}"
     return problem if plan.hidden % row_multiple(dtype) else f"{problem}; {cure}"
+
+
+def _rounding_warning(plan: Plan) -> str | None:
+    """Say when weights must be computed, and that a wider dtype holds what comes of it."""
+    folded = [write for write in plan.writes if isinstance(write.source, Fold) and not write.lossless]
+    if not folded:
+        return None
+    roles, dtypes = ({getattr(write, name): None for write in folded} for name in ("role", "dtype"))
+    return (
+        f"{' and '.join(roles)} are not copied but computed, and rounded to {' and '.join(dtypes)}: the mixture "
+        "computes nearly what the dense model does; --dtype f32 does not round, so it computes the same"
+    )
 
 
 def _unread_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:

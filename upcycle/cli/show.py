@@ -66,7 +66,7 @@ def print_candidates(candidates: "Sequence[Candidate]") -> None:
             f"{told['target']:<18}{counts['total']:>18,}{counts['active']:>18,}{size(told['disk_bytes']):>9}  "
             f"{function:<12}{told['layers']:<28}{', '.join(told['readers'])}"
         )
-        for limit in (*filter(None, [told["inexact"]]), *told["reader_limits"]):
+        for limit in (*filter(None, [told["inexact"]]), *told["notes"], *told["reader_limits"]):
             click.echo(f"{'':<18}{printable(limit)}")
     click.echo("\nThe first that has no `cannot` is made unless --target names another.")
 

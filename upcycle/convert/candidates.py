@@ -35,6 +35,7 @@ class Candidate:
             "disk_bytes": self.plan.bytes_written,
             "layers": self.target.layer_choice.says if self.target.layer_choice else "all",
             "readers": list(self.target.readers.names),
+            "notes": list(self.plan.notes),
             "reader_limits": list(self.plan.reader_limits),
         }
 

@@ -1,6 +1,6 @@
 """The base of an adapter: a dense model as adapter experts see it, by the names of its modules and their shapes.
 
-A model that has a pair is held against the pair, so that what is trained can be merged. Of any other the names are
+A model that a pair can express is held against it, so that what is trained can be merged. Of any other the names are
 known (`families.dense.attachable`), the shapes are read from the headers, and `adapt.stock` holds every other tensor
 against the stock class of transformers.
 """
@@ -35,7 +35,7 @@ class AdapterBase:
     layer: str  # what the names of a layer's modules begin with
     layers: int
     shapes: Mapping[str, Shape]  # (outputs, inputs) of every linear layer, by its name from the layer on
-    has_pair: bool  # a mixture of experts is known for it
+    has_pair: bool  # it can become a mixture of experts
 
     @property
     def hidden(self) -> int:
@@ -84,16 +84,25 @@ def adapter_base(checkpoint: Checkpoint) -> AdapterBase:
     config = checkpoint.config
     refuse_mixture(config)
     row = row_of(config)
-    has_pair = config["model_type"] in DENSE
-    if has_pair:
-        layers = match(checkpoint).layers
-    else:
+    has_pair = _has_pair(checkpoint)
+    if not has_pair:
         refuse_quantised(checkpoint)
         _refuse_own_code(checkpoint)
-        layers = check_layers(checkpoint, row.layer, config.get(row.count))
         _refuse_other_dtypes(checkpoint, row)
+    layers = check_layers(checkpoint, row.layer, config.get(row.count))
     shapes = _shapes(checkpoint, row, layers)
     return AdapterBase(config["model_type"], row.modules, row.layer, layers, shapes, has_pair)
+
+
+def _has_pair(checkpoint: Checkpoint) -> bool:
+    """Whether there is a mixture of experts that the model can become; a setting may have none, as OLMo 3's windows."""
+    if checkpoint.config["model_type"] not in DENSE:
+        return False
+    try:
+        match(checkpoint)
+    except UnsupportedError:
+        return False
+    return True
 
 
 def _refuse_own_code(checkpoint: Checkpoint) -> None:

@@ -7,8 +7,9 @@ from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, Each, Keep, Only, Reaches, Rule, Same, Uniform
+from upcycle.families.rules import Carry, CarryIn, Each, Keep, Only, Reaches, Rule, Same, Uniform
 from upcycle.families.unread import concern, reads
+from upcycle.families.without_target import WITHOUT_TARGET, encoder_decoder
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -35,19 +36,27 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
     refuse_mixture(config)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in DENSE:
-        raise UnsupportedError(
-            "no mixture of experts is known for this model",
-            found=f"model_type {quoted(model_type)}",
-            expected=f"one of {', '.join(DENSE)}",
-            hint="`upcycle attach` gives it adapter experts" if model_type in tuple(ATTACHABLE) else None,
-        )
+        raise _no_pair(config)
     pairs = pairs_of(model_type, target, form)
-    architectures, model_class = config.get("architectures"), pairs[0].dense.model_class
-    if architectures is not None and not _is_class(architectures, model_class):
+    architectures, dense = config.get("architectures"), pairs[0].dense
+    if architectures is not None and not _is_class(architectures, (dense.model_class, *dense.other_classes)):
         raise UnsupportedError(
-            "the checkpoint holds another kind of model", found=short(architectures), expected=model_class
+            "the checkpoint holds another kind of model", found=short(architectures), expected=dense.model_class
         )
     return pairs
+
+
+def _no_pair(config: Mapping[str, Any]) -> UnsupportedError:
+    """The error for a dense model without a target, with the reason where it is known."""
+    model_type, why = config.get("model_type"), encoder_decoder(config)
+    found, what = f"model_type {quoted(model_type)}", "no mixture of experts is known for this model"
+    known = WITHOUT_TARGET.get(model_type) if isinstance(model_type, str) else None
+    if why is not None:
+        return UnsupportedError(why, found=found)
+    hint = "`upcycle attach` gives it adapter experts" if model_type in tuple(ATTACHABLE) else None
+    if known is None:
+        return UnsupportedError(what, found=found, expected=f"one of {', '.join(DENSE)}", hint=hint)
+    return UnsupportedError(f"{what} ({known.title}): {known.why}", found=found, hint=hint)
 
 
 def fitting(
@@ -71,10 +80,10 @@ def fitting(
     )
 
 
-def _is_class(architectures: Any, model_class: str) -> bool:
-    """Whether `architectures` names the class alone, in any case: the first llamas say LLaMAForCausalLM."""
+def _is_class(architectures: Any, classes: Sequence[str]) -> bool:
+    """Whether `architectures` names one of the classes alone, in any case: the first llamas say LLaMAForCausalLM."""
     names = architectures if isinstance(architectures, list) else []
-    return [str(name).lower() for name in names] == [model_class.lower()]
+    return [str(name).lower() for name in names] in [[name.lower()] for name in classes]
 
 
 def refuse_mixture(config: Mapping[str, Any]) -> None:
@@ -155,14 +164,21 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
             value = rule.default
         if rule.given and not config.get(rule.given):
             value = None
+        value = dict(rule.means).get(value, value) if isinstance(value, str) else value
         result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
+    if isinstance(rule, CarryIn):
+        kinds = config.get(rule.field)
+        elsewhere = isinstance(kinds, list) and rule.value not in kinds
+        result[name] = value = None if elsewhere else config.get(name, rule.default)
+        return None if value is None else _kind_problem(name, value, "size")
     if isinstance(rule, Keep | Each) and name in config:
         result[name] = value
     if isinstance(rule, Same):
         result[name] = result[rule.other]
         return None if value in (None, result[name]) else f"{name} = {quoted(value)}: {rule.why}"
-    refused = value is not None and not _is_allowed(value, rule, config)
+    wanted = isinstance(rule, Uniform) and not rule.absent
+    refused = (wanted or value is not None) and not _is_allowed(value, rule, config)
     return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
 
 

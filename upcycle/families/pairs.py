@@ -13,11 +13,18 @@ from typing import Any, Literal
 from upcycle.errors import UnsupportedError
 from upcycle.families.dense.cohere2 import COHERE2
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.ernie4_5 import ERNIE4_5
+from upcycle.families.dense.gemma import GEMMA
 from upcycle.families.dense.granite import GRANITE, GRANITE_SWA
+from upcycle.families.dense.helium import HELIUM
 from upcycle.families.dense.hunyuan_v1_dense import HUNYUAN_V1_DENSE
+from upcycle.families.dense.internlm3 import INTERNLM3
+from upcycle.families.dense.iquestcoder import IQUESTCODER
 from upcycle.families.dense.lfm2 import LFM2
 from upcycle.families.dense.llama import LLAMA
+from upcycle.families.dense.ministral import MINISTRAL
 from upcycle.families.dense.mistral import MISTRAL
+from upcycle.families.dense.olmo2 import OLMO2, OLMO3
 from upcycle.families.dense.phi3 import PHI3
 from upcycle.families.dense.qwen2 import QWEN2
 from upcycle.families.dense.qwen3 import QWEN3
@@ -28,6 +35,8 @@ from upcycle.families.rules import NO_BIAS, Carry, Drop, Only, Reaches, Rule
 from upcycle.families.targets.cohere2_moe import COHERE2_MOE
 from upcycle.families.targets.deepseek_v3 import DEEPSEEK_V3
 from upcycle.families.targets.dots1 import DOTS1
+from upcycle.families.targets.ernie4_5_moe import ERNIE4_5_MOE
+from upcycle.families.targets.flex_olmo import FLEX_OLMO
 from upcycle.families.targets.glm4_moe import GLM4_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoe_swa import GRANITEMOE_SWA
@@ -40,7 +49,7 @@ from upcycle.families.targets.qwen2_moe import QWEN2_MOE
 from upcycle.families.targets.qwen3_5_moe_text import QWEN3_5_MOE_TEXT
 from upcycle.families.targets.qwen3_moe import QWEN3_MOE
 from upcycle.families.targets.solar_open import SOLAR_OPEN
-from upcycle.families.targets.target import Target
+from upcycle.families.targets.target import Config, Limit, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +79,16 @@ class Pair:
     constants: Mapping[str, Any] = field(default_factory=dict)  # of the target's config
     changes: Mapping[str, Change] = field(default_factory=dict)  # of parts, by their names
     forms: tuple[Form, ...] = ("full",)
+    notes: tuple[Limit, ...] = ()  # by the target's config: what transformers does otherwise, though logits agree
 
     @property
     def fields(self) -> Mapping[str, Rule]:
         """What becomes of each field of the dense config."""
         return {**self.dense.fields, **self.overrides}
+
+    def notes_on(self, config: Config) -> tuple[str, ...]:
+        """Return the notes that concern a model with this config, a sentence each."""
+        return tuple(text for concerns, text in self.notes if concerns(config))
 
 
 _NO_WINDOW = {
@@ -99,11 +113,33 @@ _WINDOWS: Mapping[str, Rule] = {
 
 _WIDE_WINDOW = {"sliding_window": Reaches("max_position_embeddings", "the target has no sliding window")}
 
+_LONGROPE_CACHE: Limit = (
+    lambda config: config["rope_parameters"]["rope_type"] == "longrope",
+    "text that grows past original_max_position_embeddings tokens while it is generated can differ from the dense "
+    "model's: there Phi3ForCausalLM computes its cache anew, with the factors of long texts, which MixtralForCausalLM "
+    "does not",
+)
+
+_FROM_ONE = dict.fromkeys(("norm.attention", "norm.ffn", "norm.final"), Change(add=1))
+
 PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, MIXTRAL),
     Pair(MISTRAL, MIXTRAL),
+    Pair(MINISTRAL, MIXTRAL),
+    Pair(INTERNLM3, MIXTRAL),
+    Pair(IQUESTCODER, MIXTRAL),
+    Pair(
+        GEMMA,
+        MIXTRAL,
+        constants={"tie_word_embeddings": False},  # the head is the embeddings before they are scaled
+        changes={**_FROM_ONE, "embeddings": Change(root="D")},
+    ),
+    Pair(OLMO2, FLEX_OLMO),
+    Pair(OLMO3, FLEX_OLMO),
+    Pair(ERNIE4_5, ERNIE4_5_MOE),
+    Pair(HELIUM, ERNIE4_5_MOE),
     Pair(QWEN3, QWEN3_MOE),
-    Pair(PHI3, MIXTRAL),
+    Pair(PHI3, MIXTRAL, notes=(_LONGROPE_CACHE,)),
     Pair(LLAMA, GRANITEMOE, _BIASED),
     Pair(LLAMA, GRANITEMOESHARED, _BIASED, forms=_BOTH),
     Pair(LLAMA, QWEN2_MOE, forms=_BOTH),

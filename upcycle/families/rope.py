@@ -41,6 +41,7 @@ class Rope:
     original_length: int | None = None  # the class's default of original_max_position_embeddings, if it has that field
     rotated: float = 1.0  # the class's default of partial_rotary_factor, the share of each head that is rotated
     partial: bool = False  # the class rotates that share alone; others ignore it, or break where it is not 1
+    of: str | None = None  # the type of layer whose settings count, where the class keeps them apart by type
 
 
 def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False) -> dict[str, Any]:
@@ -52,8 +53,7 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
     for name, value in (("rope_scaling", scaling), ("rope_parameters", parameters)):
         if value is not None and not isinstance(value, dict):
             raise UnsupportedError(f"config.json: {name} is not an object", found=repr(value)[:60])
-    # transformers 5 gives rope_scaling the precedence when both are there (modeling_rope_utils.py)
-    chosen = dict(scaling or parameters or {})
+    chosen = _settings_of(rope.of, parameters or {}, scaling or {})
     if any(isinstance(value, dict) for value in chosen.values()):
         raise UnsupportedError("config.json: rope settings differ between layer types, which the target cannot express")
     kind = chosen.pop("rope_type", None) or chosen.get("type") or "default"
@@ -80,6 +80,20 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
             )
         fields["partial_rotary_factor"] = fields["rope_parameters"]["partial_rotary_factor"] = rotated
     return fields
+
+
+def _settings_of(kind: str | None, parameters: dict[str, Any], scaling: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that count, in a dict of their own; `kind` is the type of layer, where they are kept apart.
+
+    transformers 5 gives rope_scaling the precedence when both are there (modeling_rope_utils.py); where types of
+    layers have settings of their own it adds it to those of full attention (`Olmo3Config`).
+    """
+    if kind is None:
+        return dict(scaling or parameters)
+    own = parameters.get(kind, None if parameters else {})
+    if not isinstance(own, dict):
+        raise UnsupportedError(f"config.json: rope_parameters has no settings of {kind}", found=quoted(parameters))
+    return {**own, "rope_type": own.get("rope_type") or own.get("type") or "default", **scaling}
 
 
 def _check_settings(chosen: Mapping[str, Any], only: tuple[str, ...] = ()) -> None:

@@ -13,6 +13,19 @@ class Carry:
     kind: str = "any"  # size (or null), size that is given, number, number or null, flag, known activation or any
     to: str | None = None  # what the target calls it; None: the same
     given: str | None = None  # a flag of the dense config without which the class takes the field for null
+    means: tuple[tuple[str, str], ...] = ()  # values that the dense class takes for others: (found, written)
+
+
+@dataclass(frozen=True, slots=True)
+class CarryIn:
+    """A setting of those layers that a list says are of one kind; null where the list is there and none of them is.
+
+    Right together with `Uniform` on the list: the layers are all of that kind, or none is.
+    """
+
+    default: Any  # of the dense class
+    field: str  # the list
+    value: str  # the kind, in the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,7 @@ class Uniform:
 
     values: tuple[str, ...]
     why: str
+    absent: bool = True  # it may be absent or null: the class then takes all layers for one kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +82,7 @@ class Same:
     why: str
 
 
-Rule = Carry | Keep | Drop | Only | Uniform | Each | Reaches | Same
+Rule = Carry | CarryIn | Keep | Drop | Only | Uniform | Each | Reaches | Same
 
 KEPT = (
     # read by tokenizers, generation or training, not by the forward pass

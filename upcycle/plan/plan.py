@@ -106,6 +106,7 @@ class Plan:
     vocabulary: int  # rows of the embedding
     inexact: str | None = None  # why the output computes something else than the source, where it does
     reader_limits: tuple[str, ...] = ()  # what other programs do not compute of it, a sentence each
+    notes: tuple[str, ...] = ()  # what transformers does otherwise with it, though logits agree, a sentence each
 
     @property
     def exact(self) -> bool:

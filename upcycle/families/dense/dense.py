@@ -94,3 +94,4 @@ class Dense:
         return full | {name: derive(full) for name, derive in self.derived.items()}
 
     cached: tuple[str, ...] = ("attention.k", "attention.v")  # parts with a row for each value that the cache keeps
+    other_classes: tuple[str, ...] = ()  # names of classes outside transformers that published configs give
