@@ -21,7 +21,7 @@ from upcycle.families.pairs import DENSE, PAIRS, TARGETS, Pair, pair_of
 from upcycle.families.parts import ROLES, When, dimension
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
 from upcycle.families.rope import TYPES
-from upcycle.families.rules import Carry, Each, Keep, Rule
+from upcycle.families.rules import Carry, Each, Keep, Made, Means, Rule
 
 CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in DENSE}
 MOE_CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in TARGETS}
@@ -92,7 +92,7 @@ def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
     """What the target computes with is in the output, so that its class's own defaults never come in."""
     default = MOE_CONFIGS[pair.target.model_type]()
     written = target_config(pair, {"model_type": pair.dense.model_type})
-    written |= dict.fromkeys([*pair.target.fields, *pair.target.constants])
+    written |= dict.fromkeys([*pair.target.fields, *pair.target.constants, *pair.constants])
     written |= (pair.target.layer_choice.fields((True,)) or {}) if pair.target.layer_choice else {}
     kept = {name for name, rule in pair.fields.items() if isinstance(rule, Keep)}
     left = {name: value for name, value in default.to_dict().items() if name not in {*written, *kept}}
@@ -110,15 +110,18 @@ def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps",
         "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
-        "attention_dropout", *(field for field, rule in pair.fields.items() if isinstance(rule, Each)),
+        "attention_dropout", *(field for field, rule in pair.fields.items() if isinstance(rule, Each) and rule.carried),
     ):  # fmt: skip
+        rule = pair.fields.get(field)
         if field in CONFIGS[name]().to_dict():
-            assert getattr(loaded, field) == theirs[field], field
+            expected = rule.values[theirs[field]] if isinstance(rule, Means) else theirs[field]
+            assert getattr(loaded, field) == expected, field
     rope = {field: value for field, value in theirs["rope_parameters"].items() if field != "partial_rotary_factor"}
     turned = {"partial_rotary_factor": pair.dense.rope.rotated} if pair.target.partial_rotary else {}
     assert loaded.rope_parameters == {**rope, **turned}
     assert loaded.head_dim == (theirs.get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"])
-    assert getattr(loaded, "sliding_window", None) == theirs.get("sliding_window")
+    if not isinstance(pair.fields.get("sliding_window"), Made):
+        assert getattr(loaded, "sliding_window", None) == theirs.get("sliding_window")
 
 
 def test_every_part_of_a_dense_model_has_one_place_in_its_target() -> None:

@@ -20,7 +20,7 @@ from upcycle.families.parts import HEAD, MATRICES, Tensor, dimension
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
-from upcycle.plan.sources import Copy, Fold, Ones, Part, Scaled, Source, Stacked, Zeros, random_key, reads
+from upcycle.plan.sources import Constant, Copy, Fold, Ones, Part, Scaled, Source, Stacked, Zeros, random_key, reads
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,9 @@ class _Layout:
             slot = RouterSlot(layer, self._order.count, self._matched.sizes["D"], random_key(self._order.seed, name))
             return self._order.router(slot)
         if not tensor.parts:
-            return Ones() if tensor.fill else Zeros()
+            return _filled(tensor.fill or 0)
         if tensor.fill is not None and not self._has(tensor.parts[0], layer):
-            return Ones() if tensor.fill else Zeros()
+            return _filled(tensor.fill or 0)
         if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared", "first"):
             parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
             return parts[0] if len(parts) == 1 else Stacked(parts)
@@ -232,6 +232,10 @@ class _Layout:
         """The dtype asked for, else that of the base's tensors that are read where they agree, else of most of it."""
         of = {spec.dtype for spec in reads(source) if spec.path in self._own}
         return self._asked or (of.pop() if len(of) == 1 else self._main)
+
+
+def _filled(value: float) -> Source:
+    return Zeros() if value == 0 else Ones() if value == 1 else Constant(value)
 
 
 def _scaled(part: Part, factor: float) -> Part:

@@ -6,7 +6,7 @@ from typing import Any
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, Each, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.rules import Carry, Each, Keep, Made, Means, Only, Reaches, Rule, Uniform
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -97,6 +97,7 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
         )
     _derive_heads(config, result)
     result.update(rope.rope_fields(config, pair.dense.rope, partial=pair.target.partial_rotary))
+    result.update({name: rule.make(config, result) for name, rule in fields.items() if isinstance(rule, Made)})
     return result
 
 
@@ -129,15 +130,20 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
             value = rule.default
         result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
-    if isinstance(rule, Keep | Each) and name in config:
+    if isinstance(rule, Means):
+        result[name] = rule.values.get(str(rule.default if value is None else value))
+    if name in config and (isinstance(rule, Keep) or (isinstance(rule, Each) and rule.carried)):
         result[name] = value
-    refused = value is not None and not _is_allowed(value, rule, config)
-    return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
+    if isinstance(rule, Keep | Made) or value is None or _is_allowed(value, rule, config):
+        return None
+    return f"{name} = {quoted(value)}: {rule.why}"
 
 
 def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
     if isinstance(rule, Only):
         return value in rule.values
+    if isinstance(rule, Means):
+        return str(value) in rule.values
     if isinstance(rule, Uniform):
         return _is_uniform(value, rule)
     if isinstance(rule, Each):

@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from upcycle.errors import UnsupportedError
+from upcycle.families.dense.arcee import ARCEE
+from upcycle.families.dense.cohere import COHERE
 from upcycle.families.dense.cohere2 import COHERE2
 from upcycle.families.dense.dense import Dense
 from upcycle.families.dense.hunyuan_v1_dense import HUNYUAN_V1_DENSE
@@ -20,9 +22,11 @@ from upcycle.families.dense.mistral import MISTRAL
 from upcycle.families.dense.phi3 import PHI3
 from upcycle.families.dense.qwen3 import QWEN3
 from upcycle.families.dense.qwen3_5_text import QWEN3_5_TEXT
+from upcycle.families.dense.smollm3 import SMOLLM3
 from upcycle.families.rules import Carry, Reaches, Rule
 from upcycle.families.targets.cohere2_moe import COHERE2_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
+from upcycle.families.targets.granitemoe_swa import GRANITEMOE_SWA
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from upcycle.families.targets.lfm2_moe import LFM2_MOE
@@ -84,7 +88,11 @@ PAIRS: tuple[Pair, ...] = (
     Pair(HUNYUAN_V1_DENSE, HUNYUAN_V1_MOE),
     Pair(LFM2, LFM2_MOE),
     Pair(QWEN3_5_TEXT, QWEN3_5_MOE_TEXT),
+    Pair(ARCEE, MIXTRAL),
+    Pair(COHERE, COHERE2_MOE),
+    Pair(SMOLLM3, GRANITEMOE_SWA, constants=_PLAIN_GRANITE),
     Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
+    Pair(ARCEE, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
     Pair(LLAMA, GRANITEMOESHARED, forms=("compact",)),
     Pair(LLAMA, QWEN2_MOE, forms=("compact",)),
     Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=("compact",)),

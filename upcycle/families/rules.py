@@ -1,5 +1,6 @@
 """What becomes of a field of a dense model's config.json: carried over, kept, left out, or refused unless harmless."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +46,9 @@ class Uniform:
 class Each:
     """The target has the field too: a list with an entry per layer, each one of `values`."""
 
-    values: tuple[str, ...]
+    values: tuple[str | int, ...]
     why: str
+    carried: bool = True  # else the target says it by other fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,23 @@ class Reaches:
     why: str
 
 
-Rule = Carry | Keep | Drop | Only | Uniform | Each | Reaches
+@dataclass(frozen=True, slots=True)
+class Means:
+    """The target has the field too, and says the same by other values; any other value is refused."""
+
+    default: str  # of the dense class
+    values: Mapping[str, str]  # of the dense model -> of the target
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The target's field follows from others, whether or not the dense class has one of that name."""
+
+    make: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]  # from the dense config and what is made of its fields
+
+
+Rule = Carry | Keep | Drop | Only | Uniform | Each | Reaches | Means | Made
 
 KEPT = (
     # read by tokenizers, generation or training, not by the forward pass

@@ -18,6 +18,7 @@ from upcycle.plan.plan import Write
 from upcycle.plan.sources import (
     Blank,
     Columns,
+    Constant,
     Copy,
     Fold,
     LowRank,
@@ -55,9 +56,10 @@ def _values(write: Write) -> Iterator[Floats]:
         generator = keyed_generator(source.key)
         for count in counts(write.elements):
             yield _drawn(generator, count, source.std)
-    elif isinstance(source, Zeros | Ones):
+    elif isinstance(source, Zeros | Ones | Constant):
+        value = np.float32(source.value if isinstance(source, Constant) else isinstance(source, Ones))
         for zeros in _blank(Blank(write.elements)):
-            yield zeros if isinstance(source, Zeros) else zeros + 1
+            yield zeros + value
     else:
         yield from _part(source)
 

@@ -48,6 +48,13 @@ class Ones:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """One value everywhere."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scaled:
     """`factor * W`."""
 
@@ -183,7 +190,7 @@ OfTensor = Copy | Noise | Scaled | LowRank | RowScaled | Fold | Redrawn
 Part = OfTensor | Mean | Blank | Slice | Stacked | Columns
 """Sources that can be stacked, joined or sliced, because their number of values is known."""
 
-Source = Part | Normal | Zeros | Ones
+Source = Part | Normal | Zeros | Ones | Constant
 
 
 def random_key(seed: int, name: str) -> str:

@@ -1,0 +1,41 @@
+"""Models of other makes that a mixture expresses by a detail of its own: a rope per layer, a gate that is not one."""
+
+import torch
+
+from tests.families.models import Model
+from tests.models import LLAMA3_ROPE, YARN_ROPE
+
+THREE = {"experts": 3, "top_k": 3}
+COHERE = {"num_hidden_layers": 3, "logit_scale": 0.7, "layer_norm_eps": 3e-3, "rms_norm_eps": ..., "bos_token_id": 1}
+SMOL = {"num_hidden_layers": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+AFM = {"bos_token_id": 1, "eos_token_id": 2}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 7000.0, "factor": 3.0}
+
+MODELS = {
+    "arcee": Model("arcee", "mixtral", {**AFM, "head_dim": 10, "rope_parameters": YARN_ROPE}),
+    "arcee_tied": Model("arcee", "mixtral", {**AFM, "tie_word_embeddings": True}, THREE, dtype=torch.bfloat16),
+    "arcee_bias": Model(
+        "arcee", "granitemoe", {**AFM, "attention_bias": True, "head_dim": 6, "rope_parameters": LLAMA3_ROPE}
+    ),
+    "cohere": Model(
+        "cohere", "cohere2_moe",
+        {**COHERE, "eos_token_id": 2, "attention_bias": True, "head_dim": 6, "rope_parameters": LINEAR_ROPE}, THREE,
+    ),
+    "cohere_some_layers": Model(
+        "cohere", "cohere2_moe",
+        {**COHERE, "eos_token_id": 2, "tie_word_embeddings": False, "hidden_act": "gelu", "num_key_value_heads": 4},
+        {"layers": "0,2"},
+    ),
+    "smollm3": Model("smollm3", "granitemoe_swa", {**SMOL, "head_dim": 10, "rope_parameters": YARN_ROPE}),
+    "smollm3_windows": Model(
+        "smollm3", "granitemoe_swa",
+        {**SMOL, "no_rope_layers": [0, 1, 1, 0], "use_sliding_window": True, "sliding_window": 5,
+         "attention_bias": True, "tie_word_embeddings": False}, THREE,
+    ),
+    "smollm3_bf16": Model(
+        "smollm3", "granitemoe_swa",
+        {**SMOL, "no_rope_layer_interval": 2, "rope_parameters": LINEAR_ROPE, "sliding_window": 3,
+         "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+        dtype=torch.bfloat16,
+    ),
+}  # fmt: skip
