@@ -15,6 +15,7 @@ from upcycle.families.dense.arcee import ARCEE
 from upcycle.families.dense.cohere import COHERE
 from upcycle.families.dense.cohere2 import COHERE2
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.granitemoehybrid import GRANITEMOEHYBRID_DENSE
 from upcycle.families.dense.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from upcycle.families.dense.lfm2 import LFM2
 from upcycle.families.dense.llama import LLAMA
@@ -27,6 +28,7 @@ from upcycle.families.rules import Carry, Reaches, Rule
 from upcycle.families.targets.cohere2_moe import COHERE2_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoe_swa import GRANITEMOE_SWA
+from upcycle.families.targets.granitemoehybrid import GRANITEMOEHYBRID
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from upcycle.families.targets.lfm2_moe import LFM2_MOE
@@ -91,6 +93,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair(ARCEE, MIXTRAL),
     Pair(COHERE, COHERE2_MOE),
     Pair(SMOLLM3, GRANITEMOE_SWA, constants=_PLAIN_GRANITE),
+    Pair(GRANITEMOEHYBRID_DENSE, GRANITEMOEHYBRID),
     Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
     Pair(ARCEE, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
     Pair(LLAMA, GRANITEMOESHARED, forms=("compact",)),

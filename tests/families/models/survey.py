@@ -9,6 +9,11 @@ THREE = {"experts": 3, "top_k": 3}
 COHERE = {"num_hidden_layers": 3, "logit_scale": 0.7, "layer_norm_eps": 3e-3, "rms_norm_eps": ..., "bos_token_id": 1}
 SMOL = {"num_hidden_layers": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 AFM = {"bos_token_id": 1, "eos_token_id": 2}
+GRANITE = {
+    "num_hidden_layers": 3, "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 40,
+    "embedding_multiplier": 3.5, "residual_multiplier": 0.7, "logits_scaling": 1.6, "attention_multiplier": 0.21,
+    "mamba_n_heads": 4, "mamba_d_state": 6, "mamba_n_groups": 2, "mamba_chunk_size": 8, "mamba_d_conv": 3,
+}  # fmt: skip
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 7000.0, "factor": 3.0}
 
 MODELS = {
@@ -25,6 +30,16 @@ MODELS = {
         "cohere", "cohere2_moe",
         {**COHERE, "eos_token_id": 2, "tie_word_embeddings": False, "hidden_act": "gelu", "num_key_value_heads": 4},
         {"layers": "0,2"},
+    ),
+    "granite4": Model(
+        "granitemoehybrid", "granitemoehybrid",
+        {**GRANITE, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+         "position_embedding_type": "rope", "rope_parameters": YARN_ROPE, "mamba_proj_bias": True}, THREE,
+    ),
+    "granite4_tied": Model(
+        "granitemoehybrid", "granitemoehybrid",
+        {**GRANITE, "layer_types": ["full_attention", "linear_attention", "full_attention"], "attention_bias": True,
+         "mamba_conv_bias": False, "tie_word_embeddings": True}, dtype=torch.bfloat16,
     ),
     "smollm3": Model("smollm3", "granitemoe_swa", {**SMOL, "head_dim": 10, "rope_parameters": YARN_ROPE}),
     "smollm3_windows": Model(
