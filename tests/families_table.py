@@ -72,8 +72,11 @@ def _full(dense: Dense) -> list[Pair]:
 def _adapters(dense: Dense) -> str:
     if dense.modules is None:
         return "none"
-    compact = any(pair.dense is dense and "compact" in pair.forms for pair in PAIRS)
-    return "full, compact" if compact else "full"
+    # build/merge.py refuses routers that do not score as those of adapters do
+    forms = {
+        form for pair in PAIRS if pair.dense is dense and pair.target.router.scores == "softmax" for form in pair.forms
+    }
+    return ", ".join(sorted(forms, reverse=True)) or "no merge"
 
 
 def measure() -> dict[tuple[str, str], float]:

@@ -14,8 +14,9 @@ from tests.merging import logits_error, run_merge
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import UnsupportedError
 from upcycle.families.pairs import TARGETS as ALL_TARGETS
+from upcycle.families.pairs import pairs_of
 
-TARGETS = sorted(name for name, target in ALL_TARGETS.items() if target.has_shared)
+TARGETS = [pair.target.model_type for pair in pairs_of("llama", form="compact")]
 
 
 def float32_copy(base: Path, directory: Path) -> Path:

@@ -28,6 +28,9 @@ MOE_CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in TARGETS}
 MIXTRALS = ("llama", "mistral")
 """Dense models that share the sentences of what mixtral cannot express."""
 
+DERIVED = ("num_key_value_heads", "layer_types", "layer_rope_theta")
+"""Fields that a class makes of others where they are null."""
+
 LLAMA = {"model_type": "llama", **{name: value for name, value in SMALL.items() if name != "rope_theta"}}
 """A sound config without rope settings."""
 
@@ -66,8 +69,9 @@ def test_every_pair_is_tested_from_end_to_end() -> None:
 def test_defaults_are_those_of_the_dense_class(pair: Pair) -> None:
     config = CONFIGS[pair.dense.model_type]()
     for name, rule in carried(pair):
-        if name == "num_key_value_heads" and rule.default is None:  # the class derives it
-            assert config.num_key_value_heads == config.num_attention_heads
+        if name in DERIVED and rule.default is None:
+            made = MOE_CONFIGS[pair.target.model_type](**target_config(pair, {"model_type": pair.dense.model_type}))
+            assert getattr(config, name) == getattr(made, name), name
         else:
             assert getattr(config, name) == rule.default, name
     settings = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
@@ -273,20 +277,24 @@ def test_all_problems_are_told_at_once() -> None:
     error = refused({**LLAMA, "attention_bias": True, "qk_norm": True, "vocab_size": "96"})
     assert error.what == (
         "config.json says what mixtral cannot express: vocab_size = '96': expected a size; "
-        "attention_bias = True: the target has no such bias; qk_norm = True: not known to have a counterpart"
+        "attention_bias = True: the target has no such bias; qk_norm = True: transformers computes no such norm"
     )
     assert error.hint == "if a field has no influence, --ignore-config NAME leaves it out"
 
 
-def test_an_unknown_field_passes_when_the_user_says_so() -> None:
-    config = {**LLAMA, "favourite_colour": "blue"}
-    assert "favourite_colour = 'blue': not known to have a counterpart" in refused(config).what
-    result = target_config(pair_of("llama"), config, ("favourite_colour",))
+def test_a_field_that_matters_elsewhere_passes_when_the_user_says_so() -> None:
+    config = {**LLAMA, "logit_scale": 0.5}
+    assert "logit_scale = 0.5: transformers does not scale these values" in refused(config).what
+    result = target_config(pair_of("llama"), config, ("logit_scale",))
     assert result == target_config(pair_of("llama"), LLAMA)
 
 
+def test_a_field_that_the_dense_class_reads_is_refused_without_a_rule() -> None:
+    assert "max_new_tokens = 5: not known to have a counterpart" in refused({**LLAMA, "max_new_tokens": 5}).what
+
+
 def test_a_long_value_is_cut() -> None:
-    assert len(str(refused({**LLAMA, "unknown": "x" * 10**6}))) < 400
+    assert len(str(refused({**LLAMA, "logit_scale": "x" * 10**6}))) < 400
 
 
 # -- fields that lie --------------------------------------------------------------------------------------------------

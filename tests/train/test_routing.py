@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, int]] = {
     "hunyuan_v1_moe": ({"num_experts": 4, "moe_topk": 2, "head_dim": 8}, "softmax", 2),
     "ernie4_5_moe": ({"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32}, "softmax", 1),
     "glm4_moe": ({**DEEPSEEK, "head_dim": 8}, "sigmoid", 1),
+    "hy_v3": ({**QWEN, "head_dim": 8, "mlp_layer_types": ["dense", "sparse"]}, "sigmoid", 1),
 }
 """Model type -> its config besides SMALL, how its routers score, how many it has."""
 

@@ -14,7 +14,6 @@ from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import UpcycleError
 from upcycle.families.match import match
-from upcycle.families.pairs import DEFAULT_COMPACT
 from upcycle.plan.account import Account, account
 from upcycle.plan.execute import Advance
 from upcycle.plan.make import Making, make, output_path, worker_count
@@ -86,8 +85,7 @@ def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoi
     saved = open_experts(adapter, match(checkpoint))
     saved.adapter.check_base(base)
     check_mergeable(saved, request)
-    target = (request.target or DEFAULT_COMPACT) if request.to == "compact" else None
-    matched = match(checkpoint, target=target, form=request.to)
+    matched = match(checkpoint, target=request.target, form=request.to)
     plan = plan_merge(checkpoint, matched, saved, request)
     drafted = Draft(plan, tuple(changes_of(plan, checkpoint, matched, saved, compact=request.to == "compact")))
     refuse_unchanged(drafted, adapter)

@@ -17,6 +17,7 @@ from upcycle.errors import UnsupportedError
 from upcycle.families.config import longest_sequence
 from upcycle.families.match import Match
 from upcycle.families.parts import HEAD, MATRICES, Tensor, dimension
+from upcycle.families.targets.target import SCALE
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
@@ -84,7 +85,14 @@ def expert_dtype(base: Checkpoint, matched: Match, asked: str) -> str:
 
 
 def _check_count(matched: Match, order: Order) -> None:
-    layers = matched.layers
+    layers, least = matched.layers, matched.target.least_experts
+    if order.count < least:
+        raise UnsupportedError(
+            f"{matched.target.model_type} does not run with so few experts",
+            found=order.count,
+            expected=f"{least} or more",
+            hint=f"--experts {least}",
+        )
     count = sum(
         (layers if tensor.per_layer else 1) * (order.count if tensor.per_expert else 1)
         for tensor in matched.target.tensors
@@ -141,10 +149,12 @@ class _Layout:
     def _target_config(self) -> dict[str, Any]:
         """Return the output's config, all but its dtype."""
         target, choice = self._matched.target, self._matched.target.layer_choice
-        chosen = {**self._sizes, "top_k": self._order.top_k, "scale": self._sizes["H"] ** -0.5}
+        chosen = {**self._sizes, "top_k": self._order.top_k, SCALE: self._sizes["H"] ** -0.5}
         config = dict(self._matched.config)
-        config.update({name: chosen[letter] for name, letter in target.fields.items()})
-        config.update({**target.constants, **self._matched.pair.constants})
+        said = {name for name, letter in target.fields.items() if letter == SCALE and name in config}
+        config.update({name: chosen[letter] for name, letter in target.fields.items() if name not in said})
+        config.update({name: config.pop(name, value) for name, value in target.constants.items()})
+        config.update(self._matched.pair.constants)
         config.update((choice.fields(self._order.sparse) if choice else None) or {})
         return config
 
@@ -219,7 +229,7 @@ class _Layout:
         return self._order.carried(spec)
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
-        """Yield the parts of a tensor that are matrices of experts, expert by expert, of the first or the shared one."""
+        """Yield the parts of a tensor that are matrices of each expert in turn, of the first, or of the shared one."""
         made = self._experts[layer]
         of = {"shared": (made.shared,), "first": made.ffns[:1]}
         ffns = made.ffns if number is None else (made.ffns[number],)

@@ -28,6 +28,7 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
 
     Raises UnsupportedError, with the reason, for experts or a base that no stock model computes.
     """
+    _check_scores(matched, adapter)
     _check_width(base, matched, adapter, request)
 
     method = method_of(adapter.kind)
@@ -51,6 +52,17 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
         headers={**base.headers, adapter.weights.name: read_header(adapter.weights)},
     )
     return build_plan(base, matched, order)
+
+
+def _check_scores(matched: Match, adapter: AdapterExperts) -> None:
+    """Raise UnsupportedError for a target whose routers make other weights of the same logits."""
+    target = matched.target
+    if target.router.scores != "softmax":
+        raise UnsupportedError(
+            f"the adapter's routers score by softmax, those of {target.model_type} by {target.router.scores}: the "
+            "experts would be weighed differently; it stays an adapter",
+            where=adapter.directory,
+        )
 
 
 def _check_width(base: Checkpoint, matched: Match, adapter: AdapterExperts, request: Merge) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from importlib import import_module
 from types import FrameType
 from typing import NoReturn
@@ -90,6 +91,7 @@ def main() -> NoReturn:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a kernel for CPUs that nothing here calls
+    warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")  # of a shared expert, on purpose
     try:
         sys.exit(group.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as exit_:

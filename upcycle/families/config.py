@@ -6,7 +6,8 @@ from typing import Any
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, Each, Keep, Made, Means, Only, Reaches, Rule, Uniform
+from upcycle.families.rules import Carry, Each, Keep, Made, Means, Only, Reaches, Rule, Same, Uniform
+from upcycle.families.unread import concern, reads
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -45,7 +46,7 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
         )
     pairs = pairs_of(model_type, target, form)
     architectures, model_class = config.get("architectures"), pairs[0].dense.model_class
-    if architectures not in (None, [model_class]):
+    if architectures is not None and not _is_class(architectures, model_class):
         raise UnsupportedError(
             "the checkpoint holds another kind of model", found=short(architectures), expected=model_class
         )
@@ -73,32 +74,50 @@ def fitting(
     )
 
 
+def _is_class(architectures: Any, model_class: str) -> bool:
+    """Whether `architectures` names the class alone, in any case: the first llamas say LLaMAForCausalLM."""
+    names = architectures if isinstance(architectures, list) else []
+    return [str(name).lower() for name in names] == [model_class.lower()]
+
+
 def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequence[str] = ()) -> dict[str, Any]:
     """Return the target's config fields for a dense config; raise UnsupportedError listing every one without a place.
 
-    `ignored_fields` names fields that the user declares to have no influence.
+    `ignored_fields` names fields that the user declares to have no influence. Of the fields that no rule names, those
+    without influence on the dense class (see `families.unread`) are kept, unless the target's class would read them.
     """
     result: dict[str, Any] = {"architectures": [pair.target.model_class], "model_type": pair.target.model_type}
     fields, config = pair.fields, pair.dense.as_read(config)
     problems = [problem for name, rule in fields.items() if (problem := _apply(name, rule, config, result))]
-    ruled = {*fields, *rope.FIELDS, "head_dim"}
+    ruled = _ruled(pair)
     for name in ignored_fields:
         if name in ruled or name not in config:
             reason = "is accounted for, and is not left out" if name in ruled else "is not in config.json"
             raise RequestError(f"--ignore-config {name}: the field {reason}", option="ignore_config")
-    known = {*ruled, *ignored_fields}
-    unknown = [name for name in config if name not in known]
-    problems += [f"{short(name)} = {quoted(config[name])}: not known to have a counterpart" for name in unknown]
+    others = [name for name in unruled(pair, config) if name not in ignored_fields]
+    concerns = {name: why for name in others if (why := concern(pair.dense.model_type, name, config))}
+    problems += [f"{short(name)} = {quoted(config[name])}: {why}" for name, why in concerns.items()]
     if problems:
         raise UnsupportedError(
             f"config.json says what {pair.target.model_type} cannot express: "
             + listed(problems, _MAX_PROBLEMS, between="; ", cut=400),
-            hint="if a field has no influence, --ignore-config NAME leaves it out" if unknown else None,
+            hint="if a field has no influence, --ignore-config NAME leaves it out" if concerns else None,
         )
+    result.update({name: config[name] for name in others if not reads(pair.target.model_type, name)})
     _derive_heads(config, result)
     result.update(rope.rope_fields(config, pair.dense.rope, partial=pair.target.partial_rotary))
     result.update({name: rule.make(config, result) for name, rule in fields.items() if isinstance(rule, Made)})
     return result
+
+
+def unruled(pair: Pair, config: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a dense config for which the pair has no rule."""
+    ruled = _ruled(pair)
+    return [name for name in config if name not in ruled]
+
+
+def _ruled(pair: Pair) -> set[str]:
+    return {*pair.fields, *rope.FIELDS, "head_dim"}
 
 
 def sizes_of(pair: Pair, config: Mapping[str, Any]) -> dict[str, int]:
@@ -128,12 +147,17 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
         value = config.get(name, rule.default)
         if value is None and rule.kind == "number or null":  # the dense class takes null for its default
             value = rule.default
+        if rule.given and not config.get(rule.given):
+            value = None
         result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
     if isinstance(rule, Means):
         result[name] = rule.values.get(str(rule.default if value is None else value))
     if name in config and (isinstance(rule, Keep) or (isinstance(rule, Each) and rule.carried)):
         result[name] = value
+    if isinstance(rule, Same):
+        result[name] = result[rule.other]
+        return None if value in (None, result[name]) else f"{name} = {quoted(value)}: {rule.why}"
     if isinstance(rule, Keep | Made) or value is None or _is_allowed(value, rule, config):
         return None
     return f"{name} = {quoted(value)}: {rule.why}"
@@ -141,7 +165,7 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
 
 def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
     if isinstance(rule, Only):
-        return value in rule.values
+        return value in rule.values or bool(rule.unless and rule.unless(config))
     if isinstance(rule, Means):
         return str(value) in rule.values
     if isinstance(rule, Uniform):
@@ -165,6 +189,7 @@ def _is_uniform(value: Any, rule: Uniform) -> bool:
 def _kind_problem(name: str, value: Any, kind: str) -> str | None:
     good = {
         "size": type(value) is int and 1 <= value <= MAX_SIZE,
+        "size that is given": type(value) is int and 1 <= value <= MAX_SIZE,
         "number": _is_number(value),
         "number or null": _is_number(value),
         "flag": type(value) is bool,

@@ -52,8 +52,7 @@ class Match:
     @property
     def cache_width(self) -> int:
         """The number of keys and values that one token leaves in the cache, in all layers."""
-        parts = ("attention.k", "attention.v")
-        places = [self.place(part, layer) for part in parts for layer in range(self.layers)]
+        places = [self.place(part, layer) for part in self.dense.cached for layer in range(self.layers)]
         ends = [self.shape(place.rows or ("0", place.shape[0])) for place in places if place]
         return sum(end - first for first, end in ends)
 

@@ -15,27 +15,36 @@ from upcycle.families.dense.arcee import ARCEE
 from upcycle.families.dense.cohere import COHERE
 from upcycle.families.dense.cohere2 import COHERE2
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.granite import GRANITE, GRANITE_SWA
 from upcycle.families.dense.granitemoehybrid import GRANITEMOEHYBRID_DENSE
 from upcycle.families.dense.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from upcycle.families.dense.lfm2 import LFM2
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.dense.mistral import MISTRAL
 from upcycle.families.dense.phi3 import PHI3
+from upcycle.families.dense.qwen2 import QWEN2
 from upcycle.families.dense.qwen3 import QWEN3
 from upcycle.families.dense.qwen3_5_text import QWEN3_5_TEXT
+from upcycle.families.dense.seed_oss import SEED_OSS
 from upcycle.families.dense.smollm3 import SMOLLM3
-from upcycle.families.rules import Carry, Reaches, Rule
+from upcycle.families.dense.youtu import YOUTU
+from upcycle.families.rules import NO_BIAS, Carry, Drop, Only, Reaches, Rule
 from upcycle.families.targets.cohere2_moe import COHERE2_MOE
+from upcycle.families.targets.deepseek_v3 import DEEPSEEK_V3
+from upcycle.families.targets.dots1 import DOTS1
+from upcycle.families.targets.glm4_moe import GLM4_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoe_swa import GRANITEMOE_SWA
 from upcycle.families.targets.granitemoehybrid import GRANITEMOEHYBRID
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from upcycle.families.targets.hy_v3 import HY_V3
 from upcycle.families.targets.lfm2_moe import LFM2_MOE
 from upcycle.families.targets.mixtral import MIXTRAL
 from upcycle.families.targets.qwen2_moe import QWEN2_MOE
 from upcycle.families.targets.qwen3_5_moe_text import QWEN3_5_MOE_TEXT
 from upcycle.families.targets.qwen3_moe import QWEN3_MOE
+from upcycle.families.targets.solar_open import SOLAR_OPEN
 from upcycle.families.targets.target import Target
 
 
@@ -79,7 +88,21 @@ _NO_WINDOW = {
 
 _BIASED = {"attention_bias": Carry(False, "flag")}
 
-_PLAIN_GRANITE = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0}
+_WITH_BIASES = {"attention_bias": True}
+"""Those that the dense model lacks are zero."""
+
+_BOTH: tuple[Form, ...] = ("full", "compact")
+
+_NO_BIAS = {"attention_bias": Only((False,), NO_BIAS)}
+
+_WINDOWS: Mapping[str, Rule] = {
+    "use_sliding_window": Drop("a sliding_window says so"),
+    "sliding_window": Carry(4096, "size", given="use_sliding_window"),
+    "max_window_layers": Carry(28, "number"),
+    "layer_types": Carry(None),  # where it is null, both classes make it of the two fields before
+}
+
+_WIDE_WINDOW = {"sliding_window": Reaches("max_position_embeddings", "the target has no sliding window")}
 
 PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, MIXTRAL),
@@ -92,25 +115,43 @@ PAIRS: tuple[Pair, ...] = (
     Pair(QWEN3_5_TEXT, QWEN3_5_MOE_TEXT),
     Pair(ARCEE, MIXTRAL),
     Pair(COHERE, COHERE2_MOE),
-    Pair(SMOLLM3, GRANITEMOE_SWA, constants=_PLAIN_GRANITE),
+    Pair(SMOLLM3, GRANITEMOE_SWA),
     Pair(GRANITEMOEHYBRID_DENSE, GRANITEMOEHYBRID),
-    Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
-    Pair(ARCEE, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
-    Pair(LLAMA, GRANITEMOESHARED, forms=("compact",)),
-    Pair(LLAMA, QWEN2_MOE, forms=("compact",)),
+    Pair(ARCEE, GRANITEMOE, _BIASED),
+    Pair(LLAMA, GRANITEMOE, _BIASED),
+    Pair(LLAMA, GRANITEMOESHARED, _BIASED, forms=_BOTH),
+    Pair(LLAMA, QWEN2_MOE, forms=_BOTH),
     Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=("compact",)),
     Pair(MISTRAL, QWEN2_MOE, _NO_WINDOW, forms=("compact",)),
+    Pair(GRANITE, GRANITEMOE),
+    Pair(GRANITE, GRANITEMOESHARED, forms=_BOTH),
+    Pair(GRANITE_SWA, GRANITEMOE_SWA, forms=_BOTH),
+    Pair(QWEN2, GRANITEMOE, constants=_WITH_BIASES),
+    Pair(QWEN2, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),
+    Pair(QWEN2, QWEN2_MOE, forms=_BOTH),
+    Pair(SEED_OSS, GRANITEMOE, constants=_WITH_BIASES),
+    Pair(SEED_OSS, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),
+    Pair(SEED_OSS, QWEN2_MOE, {"attention_out_bias": Only((False,), NO_BIAS)}, forms=_BOTH),
+    # sigmoid routers
+    Pair(LLAMA, GLM4_MOE),
+    Pair(LLAMA, SOLAR_OPEN),
+    Pair(QWEN2, GLM4_MOE, constants=_WITH_BIASES),
+    Pair(QWEN3, DOTS1, _WINDOWS),
+    Pair(QWEN3, GLM4_MOE, _NO_BIAS, {"use_qk_norm": True}),
+    Pair(QWEN3, HY_V3),
+    Pair(PHI3, GLM4_MOE, _WIDE_WINDOW),
+    Pair(YOUTU, DEEPSEEK_V3),
 )
-"""Of the full pairs of one dense model, `convert` makes the first whose target can express the config."""
+"""Of the pairs of one dense model and form, the first is made whose target can express the config.
+
+GraniteMoeShared comes before Qwen2-MoE: other readers are right about it, too.
+"""
 
 DENSE: Mapping[str, Dense] = MappingProxyType({pair.dense.model_type: pair.dense for pair in PAIRS})
 """Dense models that have a pair, by `model_type`."""
 
 TARGETS: Mapping[str, Target] = MappingProxyType({pair.target.model_type: pair.target for pair in PAIRS})
 """Mixtures of experts that have a pair, by `model_type`."""
-
-DEFAULT_COMPACT = GRANITEMOESHARED.model_type
-"""What `merge --to compact` writes unless another is named: other readers are right about it, too."""
 
 
 def pairs_of(dense: str, target: str | None = None, form: Form = "full") -> tuple[Pair, ...]:
@@ -122,12 +163,15 @@ def pairs_of(dense: str, target: str | None = None, form: Form = "full") -> tupl
     found = tuple(pair for pair in of_dense if target in (None, pair.target.model_type))
     if found:
         return found
-    of_target = [pair.dense.model_type for pair in PAIRS if pair.target.model_type == target and form in pair.forms]
+    of_target = [
+        pair.dense.model_type for pair in PAIRS if target in (None, pair.target.model_type) and form in pair.forms
+    ]
     known = [pair.target.model_type for pair in of_dense]
+    kind = "mixture" if form == "full" else "compact mixture"
     raise UnsupportedError(
-        f"{target} cannot be the {'' if form == 'full' else 'compact '}mixture of such a model",
+        f"{target} cannot be the {kind} of such a model" if target else f"no {kind} of such a model is known",
         found=dense,
-        expected=f"one of {', '.join(of_target)}" if of_target else None,
+        expected=f"one of {', '.join(dict.fromkeys(of_target))}" if of_target else None,
         hint=f"of {dense} can be made: {', '.join(known)}"
         if known
         else "--to full writes the model's own mixture of experts",

@@ -40,6 +40,7 @@ class Rope:
     only: tuple[str, ...] = ()  # types of scaling that the class knows; empty: all of TYPES
     original_length: int | None = None  # the class's default of original_max_position_embeddings, if it has that field
     rotated: float = 1.0  # the class's default of partial_rotary_factor, the share of each head that is rotated
+    partial: bool = False  # the class rotates that share alone; others ignore it, or break where it is not 1
 
 
 def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False) -> dict[str, Any]:
@@ -62,9 +63,10 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
     if isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0:
         raise UnsupportedError("config.json: rope_theta is not a positive number", found=repr(theta)[:60])
     rotated = _first(chosen.pop("partial_rotary_factor", None), config.get("partial_rotary_factor"), rope.rotated)
-    if not partial and rotated not in (1, 1.0):
+    if not (partial and rope.partial) and rotated not in (1, 1.0):
+        ignores = "the target" if rope.partial or not partial else "the dense class"
         raise UnsupportedError(
-            "config.json: partial_rotary_factor is not 1, which the target ignores", found=_number_or_quoted(rotated)
+            f"config.json: partial_rotary_factor is not 1, which {ignores} ignores", found=_number_or_quoted(rotated)
         )
     _check_settings(chosen, rope.only)
     scaled = chosen["rope_type"] != "default"

@@ -10,8 +10,9 @@ class Carry:
     """The target has the field too; it is written even when absent, since the classes' defaults differ."""
 
     default: Any  # of the dense class
-    kind: str = "any"  # size, number, number or null, flag, known activation or any: what a value is
+    kind: str = "any"  # size (or null), size that is given, number, number or null, flag, known activation or any
     to: str | None = None  # what the target calls it; None: the same
+    given: str | None = None  # a flag of the dense config without which the class takes the field for null
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Only:
 
     values: tuple[Any, ...]
     why: str
+    unless: Callable[[Mapping[str, Any]], bool] | None = None  # configs in which no value of the field has an effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,15 @@ class Made:
     make: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]  # from the dense config and what is made of its fields
 
 
-Rule = Carry | Keep | Drop | Only | Uniform | Each | Reaches | Means | Made
+@dataclass(frozen=True, slots=True)
+class Same:
+    """The field is what the field `other` is, and written like that; refused where it says something else."""
+
+    other: str
+    why: str
+
+
+Rule = Carry | Keep | Drop | Only | Uniform | Each | Reaches | Means | Made | Same
 
 KEPT = (
     # read by tokenizers, generation or training, not by the forward pass

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from upcycle.adapt.merge import Merged
 
 Form = Literal["full", "compact"]
-CompactTarget = Literal["granitemoeshared", "qwen2_moe"]
+CompactTarget = Literal["granitemoeshared", "granitemoe_swa", "qwen2_moe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Merge(Request["Merged"]):
         "full: every expert a whole FFN, in the model's own mixture of experts. compact: the FFN once, as a shared "
         "expert, and the small experts beside it (bottleneck experts only).",
     )  # fmt: skip
-    target: CompactTarget | None = option(None, "What --to compact writes; granitemoeshared if not given.")
+    target: CompactTarget | None = option(None, "What --to compact writes; if not given, the first that can.")
     base: str | None = option(None, "The adapter's model, if it has moved.", metavar="MODEL", recorded=False)
     allow_pickle: bool = option(
         False, "Read pickled weights (.bin, .pt) of the base, as tensors and nothing else.", recorded=False

@@ -49,6 +49,7 @@ class Dense:
     known: str = ""  # models that people know of it
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
     derived: Mapping[str, Derived] = field(default_factory=dict)  # config fields that the class makes of others
+    cached: tuple[str, ...] = ("attention.k", "attention.v")  # parts with a row for each value that the cache keeps
 
     def as_read(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the config with the class's defaults, and with the fields that the class derives."""

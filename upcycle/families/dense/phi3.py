@@ -46,6 +46,6 @@ PHI3 = replace(
         "auto_map": Drop("names code that transformers has had in itself since 4.41"),
     },
     # Phi3Config takes yarn for longrope and knows no other scaling; of the old name su it makes an error (5.23)
-    rope=Rope(theta=10_000.0, aliases={"yarn": "longrope"}, only=("longrope",), original_length=4096),
+    rope=Rope(theta=10_000.0, aliases={"yarn": "longrope"}, only=("longrope",), original_length=4096, partial=True),
     modules=None,
 )

@@ -78,7 +78,7 @@ QWEN3_5_TEXT = replace(
         "full_attention_interval": Keep(),
         **dict.fromkeys(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"), Drop(_OTHER_HEADS)),
     },
-    rope=Rope(theta=10_000.0, rotated=0.25),
+    rope=Rope(theta=10_000.0, rotated=0.25, partial=True),
     modules=None,
     ignored_tensors=(r"mtp\..*",),
     sizes={

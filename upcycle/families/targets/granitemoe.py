@@ -1,10 +1,23 @@
 """GraniteMoe: a mixture whose attention may have biases, and whose multipliers may all be one."""
 
 from upcycle.families.parts import Tensor
+from upcycle.families.readers import Readers
 from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER
-from upcycle.families.targets.target import Router, Target
+from upcycle.families.targets.target import SCALE, Limit, Router, Target
 
 _SPARSE = LAYER + "block_sparse_moe."
+
+LLAMA_CPP_REFUSES: tuple[Limit, ...] = (
+    (
+        lambda config: config["head_dim"] * config["num_attention_heads"] != config["hidden_size"],
+        "llama.cpp refuses a head_dim other than hidden_size / heads",
+    ),
+    (
+        lambda config: config["rope_parameters"]["rope_type"] == "llama3",
+        "llama.cpp refuses rope scaling of the type llama3 in this architecture",
+    ),
+)
+"""Measured by `make interop` on GraniteMoeShared, which llama.cpp converts and runs by the same code as GraniteMoe."""
 
 GRANITEMOE = Target(
     model_type="granitemoe",
@@ -21,9 +34,16 @@ GRANITEMOE = Target(
         "num_local_experts": "E",
         "num_experts_per_tok": "top_k",
         "intermediate_size": "M",
-        "attention_multiplier": "scale",
+        "attention_multiplier": SCALE,
     },
-    constants={"output_router_logits": False, "router_aux_loss_coef": 0.001},
+    constants={
+        "embedding_multiplier": 1.0,
+        "logits_scaling": 1.0,
+        "residual_multiplier": 1.0,
+        "attention_bias": False,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+    },
     router=Router("block_sparse_moe.router", scores="softmax", renormalises=True),
     block="block_sparse_moe",
     experts="block_sparse_moe.experts",
@@ -32,5 +52,21 @@ GRANITEMOE = Target(
         "block_sparse_moe.experts.gate_up_proj": ("expert.gate", "expert.up"),
         "block_sparse_moe.experts.down_proj": ("expert.down",),
     },
-    limits=(),
+    limits=(
+        (
+            lambda config: config["hidden_act"] != "silu",
+            "llama.cpp and mlx-lm compute SiLU whatever hidden_act says",
+        ),
+        *LLAMA_CPP_REFUSES,
+        # read in mlx_lm/models/granitemoe.py, not run
+        (
+            lambda config: config["head_dim"] * config["num_attention_heads"] != config["hidden_size"],
+            "mlx-lm refuses a head_dim other than hidden_size / heads",
+        ),
+        (
+            lambda config: config["num_experts_per_tok"] == 1,
+            "mlx-lm gives the experts' outputs to the wrong tokens where each token has one expert",
+        ),
+    ),
+    readers=Readers(None, ("default",), llama_cpp_any_head=False),
 )

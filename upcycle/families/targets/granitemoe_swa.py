@@ -1,9 +1,10 @@
-"""GraniteMoe-SWA: a GraniteMoe whose attention has sinks, a window in some layers and its own rope in each, or none."""
+"""GraniteMoe-SWA: a GraniteMoeShared whose attention has sinks, in each layer a rope of its own or none."""
 
 from dataclasses import replace
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.granitemoe import GRANITEMOE
+from upcycle.families.readers import Readers
+from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED, SHARED_MLP
 from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER
 
 _SPARSE = LAYER + "block_sparse_moe."
@@ -12,7 +13,7 @@ NO_SINK = -(2.0**15)
 """Score of a sink that takes no attention: its share, exp(-32768 - m) by the largest score m, is zero in all dtypes."""
 
 GRANITEMOE_SWA = replace(
-    GRANITEMOE,
+    GRANITEMOESHARED,
     model_type="granitemoe_swa",
     model_class="GraniteMoeSWAForCausalLM",
     title="GraniteMoe-SWA",
@@ -20,10 +21,12 @@ GRANITEMOE_SWA = replace(
         *CARRIED,
         *BIASES,
         Tensor("attention", LAYER + "self_attn.sinks", ("N",), ("attention.sinks",), fill=NO_SINK),
+        *SHARED_MLP,
         Tensor("router", _SPARSE + "router.weight", ("E", "D"), ("router",)),
         Tensor("experts", _SPARSE + "experts.gate_up_proj", ("E", "2M", "D"), ("expert.gate", "expert.up")),
         Tensor("experts", _SPARSE + "experts.down_proj", ("E", "D", "M"), ("expert.down",)),
     ),
-    constants={**GRANITEMOE.constants, "shared_intermediate_size": 0},
     stacked={},  # on disk as in memory
+    limits=(),
+    readers=Readers(),  # not tried
 )

@@ -1,14 +1,17 @@
 """Qwen2-MoE: the dense FFN once, as a shared expert behind a sigmoid gate, and small experts beside it.
 
 `y = sigmoid(g x) FFN(x) + sum_i w_i D_i(act(G_i x) * U_i x)`; a gate of zeros counts the shared expert half, so its
-down projection is doubled.
+down projection is doubled. With whole experts the shared one is narrow and all zero: the class always has one, and of
+width 0 torch warns whenever the model is loaded.
 """
 
-from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS, MLP_EXPERTS, STACKED
+from dataclasses import replace
+
+from upcycle.families.parts import SPARSE, Tensor
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, LIMITS, MLP_EITHER, MLP_ONLY, STACKED
 from upcycle.families.targets.target import Router, Target
 
-_MLP = LAYER + "mlp."
+_SHARED = LAYER + "mlp.shared_expert."
 
 QWEN2_MOE = Target(
     model_type="qwen2_moe",
@@ -16,16 +19,13 @@ QWEN2_MOE = Target(
     title="Qwen2-MoE",
     tensors=(
         *CARRIED,
-        *(
-            Tensor("attention", f"{LAYER}self_attn.{name}_proj.bias", (letter,))
-            for name, letter in (("q", "Q"), ("k", "K"), ("v", "K"))
-        ),
-        Tensor("shared", _MLP + "shared_expert.gate_proj.weight", ("S", "D"), ("shared.gate",)),
-        Tensor("shared", _MLP + "shared_expert.up_proj.weight", ("S", "D"), ("shared.up",)),
+        *(replace(bias, when=None) for bias in BIASES if bias.parts != ("attention.o.bias",)),
+        Tensor("shared", _SHARED + "gate_proj.weight", ("S", "D"), ("shared.gate",), fill=0, when=SPARSE),
+        Tensor("shared", _SHARED + "up_proj.weight", ("S", "D"), ("shared.up",), fill=0, when=SPARSE),
         # the shared expert counts sigmoid(gate) = sigmoid(0) = 1/2
-        Tensor("shared", _MLP + "shared_expert.down_proj.weight", ("D", "S"), ("shared.down",), factor=2.0),
-        Tensor("shared", _MLP + "shared_expert_gate.weight", ("1", "D")),
-        *MLP_EXPERTS,
+        Tensor("shared", _SHARED + "down_proj.weight", ("D", "S"), ("shared.down",), 2.0, fill=0, when=SPARSE),
+        Tensor("shared", LAYER + "mlp.shared_expert_gate.weight", ("1", "D"), when=SPARSE),
+        *MLP_EITHER,
     ),
     fields={
         "num_experts": "E",
@@ -46,6 +46,8 @@ QWEN2_MOE = Target(
     block="mlp",
     experts="mlp.experts",
     stacked=STACKED,
+    layer_choice=MLP_ONLY,
+    idle_width=32,  # rows that other programs quantise and divide over devices
     limits=(
         *LIMITS,
         (lambda _: True, "llama.cpp and mlx-lm ignore norm_topk_prob: they weigh the experts too little"),

@@ -10,6 +10,9 @@ from upcycle.families.readers import Readers
 
 Config = Mapping[str, Any]
 
+SCALE = "scale"
+"""What attention scores are multiplied by: as the dense config says, else 1 / sqrt(head_dim)."""
+
 Limit = tuple[Callable[[Config], bool], str]
 """Whether it concerns a model with this config, and what to know."""
 
@@ -39,8 +42,8 @@ class Target:
     model_class: str
     title: str  # what people call it
     tensors: tuple[Tensor, ...]
-    fields: Mapping[str, str]  # config field -> a letter of the shapes, "top_k", or "scale" (of the attention scores)
-    constants: Mapping[str, Any]  # further fields of the config
+    fields: Mapping[str, str]  # config field -> a letter of the shapes, "top_k", or "scale": see SCALE
+    constants: Mapping[str, Any]  # further fields of the config, and their values where a pair carries none
     router: Router
     block: str  # modules of a stock layer: the sparse FFN,
     experts: str  # its experts
@@ -50,6 +53,7 @@ class Target:
     spine: Spine = Spine()
     stock_loss: bool = True  # transformers' own forward adds a load-balancing loss to its loss
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
+    least_experts: int = 1  # of a layer, with which the stock class runs
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
     idle_width: int = 0  # neurons of a shared expert that adds nothing, where the class cannot do without a shared one
 

@@ -1,0 +1,48 @@
+"""DeepSeek-V3: sigmoid routers, and attention whose keys and values are expanded from one small latent vector.
+
+`sizes` of the dense model has the letters of that attention: see `families/dense/youtu.py`.
+"""
+
+from upcycle.families.parts import Tensor, When
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, STACKED, first_dense
+from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
+from upcycle.families.targets.target import Router, Target
+
+_ATTENTION = LAYER + "self_attn."
+_LATENT = _ATTENTION + "kv_a_proj_with_mqa."
+_BIASED = When("attention_bias", (True,))
+
+DEEPSEEK_V3 = Target(
+    model_type="deepseek_v3",
+    model_class="DeepseekV3ForCausalLM",
+    title="DeepSeek-V3",
+    tensors=(
+        *(tensor for tensor in CARRIED if tensor.role != "attention"),
+        Tensor("attention", _ATTENTION + "q_a_proj.weight", ("A", "D"), ("attention.q.latent",)),
+        Tensor("attention", _ATTENTION + "q_a_proj.bias", ("A",), ("attention.q.latent.bias",), when=_BIASED),
+        Tensor("norms", _ATTENTION + "q_a_layernorm.weight", ("A",), ("norm.q.latent",)),
+        Tensor("attention", _ATTENTION + "q_b_proj.weight", ("N", "A"), ("attention.q",)),
+        Tensor("attention", _LATENT + "weight", ("C+R", "D"), ("attention.kv.latent",)),
+        Tensor("attention", _LATENT + "bias", ("C+R",), ("attention.kv.latent.bias",), when=_BIASED),
+        Tensor("norms", _ATTENTION + "kv_a_layernorm.weight", ("C",), ("norm.kv.latent",)),
+        Tensor("attention", _ATTENTION + "kv_b_proj.weight", ("B", "C"), ("attention.kv",)),
+        Tensor("attention", _ATTENTION + "o_proj.weight", ("D", "O"), ("attention.o",)),
+        Tensor("attention", _ATTENTION + "o_proj.bias", ("D",), ("attention.o.bias",), when=_BIASED),
+        *SIGMOID_EITHER,
+    ),
+    fields=SIGMOID_FIELDS,
+    constants={
+        **SIGMOID_CONSTANTS,
+        "first_k_dense_replace": 0,
+        "num_nextn_predict_layers": 0,
+        "pretraining_tp": 1,
+    },
+    router=Router("mlp.gate", scores="sigmoid", renormalises=True),
+    block="mlp",
+    experts="mlp.experts",
+    stacked=STACKED,
+    limits=(),
+    stock_loss=False,
+    least_experts=TWO_BEST,
+    layer_choice=first_dense("first_k_dense_replace"),
+)

@@ -1,0 +1,21 @@
+"""Solar Open: a llama whose every layer has experts with sigmoid routers."""
+
+from upcycle.families.targets.llama_shaped import CARRIED, STACKED
+from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EXPERTS, SIGMOID_FIELDS, TWO_BEST
+from upcycle.families.targets.target import Router, Target
+
+SOLAR_OPEN = Target(
+    model_type="solar_open",
+    model_class="SolarOpenForCausalLM",
+    title="Solar Open",
+    tensors=(*CARRIED, *SIGMOID_EXPERTS),
+    fields=SIGMOID_FIELDS,
+    constants={**SIGMOID_CONSTANTS, "attention_bias": False},
+    router=Router("mlp.gate", scores="sigmoid", renormalises=True),
+    block="mlp",
+    experts="mlp.experts",
+    stacked=STACKED,
+    limits=(),
+    stock_loss=False,
+    least_experts=TWO_BEST,
+)
