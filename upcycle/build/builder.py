@@ -21,7 +21,20 @@ from upcycle.families.targets.target import SCALE
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
-from upcycle.plan.sources import Constant, Copy, Fold, Ones, Part, Scaled, Source, Stacked, Zeros, random_key, reads
+from upcycle.plan.sources import (
+    Constant,
+    Copy,
+    Fold,
+    Ones,
+    Part,
+    Reordered,
+    Scaled,
+    Source,
+    Stacked,
+    Zeros,
+    random_key,
+    reads,
+)
 
 
 @dataclass(frozen=True)
@@ -224,6 +237,8 @@ class _Layout:
             spec = self._matched.part(self._base, "embeddings")
         assert spec is not None  # noqa: S101 - `match` has found every tensor but the head
         change = self._matched.pair.changes.get(part)
+        if change and change.order:
+            return Reordered(spec, change.order(self._config))
         if change:
             return Fold(spec, change.add, change.scale(self._matched.sizes))
         return self._order.carried(spec)

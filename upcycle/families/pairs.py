@@ -4,7 +4,7 @@ Facts checked against transformers' own classes by `tests/families`: the default
 of each pair with random weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from upcycle.families.dense.arcee import ARCEE
 from upcycle.families.dense.cohere import COHERE
 from upcycle.families.dense.cohere2 import COHERE2
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.glm import GLM
 from upcycle.families.dense.granite import GRANITE, GRANITE_SWA
 from upcycle.families.dense.granitemoehybrid import GRANITEMOEHYBRID_DENSE
 from upcycle.families.dense.hunyuan_v1_dense import HUNYUAN_V1_DENSE
@@ -28,6 +29,7 @@ from upcycle.families.dense.qwen3_5_text import QWEN3_5_TEXT
 from upcycle.families.dense.seed_oss import SEED_OSS
 from upcycle.families.dense.smollm3 import SMOLLM3
 from upcycle.families.dense.youtu import YOUTU
+from upcycle.families.rope import halves
 from upcycle.families.rules import NO_BIAS, Carry, Drop, Only, Reaches, Rule
 from upcycle.families.targets.cohere2_moe import COHERE2_MOE
 from upcycle.families.targets.deepseek_v3 import DEEPSEEK_V3
@@ -50,11 +52,12 @@ from upcycle.families.targets.target import Target
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a part's values become on their way: `factor * sqrt(size) * (W + add)`."""
+    """What a part's values become on their way: `factor * sqrt(size) * (W + add)`, or its rows in another order."""
 
     add: float = 0.0
     factor: float = 1.0
     root: str | None = None  # a letter of `families.parts`; None: a size of 1
+    order: Callable[[Mapping[str, Any]], tuple[int, ...]] | None = None  # of each head's rows, by the target's config
 
     def scale(self, sizes: Mapping[str, int]) -> float:
         """Return what `W + add` is multiplied by."""
@@ -104,6 +107,9 @@ _WINDOWS: Mapping[str, Rule] = {
 
 _WIDE_WINDOW = {"sliding_window": Reaches("max_position_embeddings", "the target has no sliding window")}
 
+_IN_HALVES = {f"attention.{name}": Change(order=halves) for name in ("q", "k", "q.bias", "k.bias")}
+"""The dense model rotates neighbours, the target halves."""
+
 PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, MIXTRAL),
     Pair(MISTRAL, MIXTRAL),
@@ -134,6 +140,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair(SEED_OSS, QWEN2_MOE, {"attention_out_bias": Only((False,), NO_BIAS)}, forms=_BOTH),
     # sigmoid routers
     Pair(LLAMA, GLM4_MOE),
+    Pair(GLM, GLM4_MOE, changes=_IN_HALVES),
     Pair(LLAMA, SOLAR_OPEN),
     Pair(QWEN2, GLM4_MOE, constants=_WITH_BIASES),
     Pair(QWEN3, DOTS1, _WINDOWS),

@@ -9,6 +9,7 @@ THREE = {"experts": 3, "top_k": 3}
 COHERE = {"num_hidden_layers": 3, "logit_scale": 0.7, "layer_norm_eps": 3e-3, "rms_norm_eps": ..., "bos_token_id": 1}
 SMOL = {"num_hidden_layers": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 AFM = {"bos_token_id": 1, "eos_token_id": 2}
+GLM = {"pad_token_id": 0, "eos_token_id": 2}
 GRANITE = {
     "num_hidden_layers": 3, "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 40,
     "embedding_multiplier": 3.5, "residual_multiplier": 0.7, "logits_scaling": 1.6, "attention_multiplier": 0.21,
@@ -30,6 +31,18 @@ MODELS = {
         "cohere", "cohere2_moe",
         {**COHERE, "eos_token_id": 2, "tie_word_embeddings": False, "hidden_act": "gelu", "num_key_value_heads": 4},
         {"layers": "0,2"},
+    ),
+    "glm": Model(
+        "glm", "glm4_moe",
+        {**GLM, "head_dim": 16, "rope_parameters": {**YARN_ROPE, "partial_rotary_factor": 0.25}}, THREE,
+    ),
+    "glm_some_layers": Model(
+        "glm", "glm4_moe", {**GLM, "attention_bias": False, "head_dim": 8, "num_hidden_layers": 3}, {"layers": "last:2"}
+    ),
+    "glm_bf16": Model(
+        "glm", "glm4_moe",
+        {**GLM, "head_dim": 12, "rope_parameters": {**LINEAR_ROPE, "partial_rotary_factor": 1.0},
+         "tie_word_embeddings": True}, dtype=torch.bfloat16,
     ),
     "granite4": Model(
         "granitemoehybrid", "granitemoehybrid",
