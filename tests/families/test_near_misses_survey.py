@@ -20,6 +20,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "cohere", {**COHERE, "eos_token_id": 2, "use_qk_norm": True},
         "use_qk_norm = True: the target does not normalise queries",
     ),
+    "helium, biases of the FFN": ("helium", {"head_dim": 8, "mlp_bias": True}, "mlp_bias = True: the target has no"),
     "smollm3, biases of the FFN": ("smollm3", {**SMOL, "mlp_bias": True}, "mlp_bias = True: the target has no such"),
     "granite4, experts": (
         "granitemoehybrid", {**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},

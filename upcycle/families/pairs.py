@@ -18,6 +18,7 @@ from upcycle.families.dense.dense import Dense
 from upcycle.families.dense.glm import GLM
 from upcycle.families.dense.granite import GRANITE, GRANITE_SWA
 from upcycle.families.dense.granitemoehybrid import GRANITEMOEHYBRID_DENSE
+from upcycle.families.dense.helium import HELIUM
 from upcycle.families.dense.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from upcycle.families.dense.lfm2 import LFM2
 from upcycle.families.dense.llama import LLAMA
@@ -121,6 +122,8 @@ PAIRS: tuple[Pair, ...] = (
     Pair(QWEN3_5_TEXT, QWEN3_5_MOE_TEXT),
     Pair(ARCEE, MIXTRAL),
     Pair(COHERE, COHERE2_MOE),
+    Pair(HELIUM, MIXTRAL, changes=_IN_HALVES),
+    Pair(HELIUM, GRANITEMOE, _BIASED, changes=_IN_HALVES),
     Pair(SMOLLM3, GRANITEMOE_SWA),
     Pair(GRANITEMOEHYBRID_DENSE, GRANITEMOEHYBRID),
     Pair(ARCEE, GRANITEMOE, _BIASED),

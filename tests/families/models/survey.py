@@ -54,6 +54,9 @@ MODELS = {
         {**GRANITE, "layer_types": ["full_attention", "linear_attention", "full_attention"], "attention_bias": True,
          "mamba_conv_bias": False, "tie_word_embeddings": True}, dtype=torch.bfloat16,
     ),
+    "helium": Model("helium", "mixtral", {"head_dim": 8, "rope_parameters": LLAMA3_ROPE}, THREE),
+    "helium_tied": Model("helium", "mixtral", {"head_dim": 8, "tie_word_embeddings": True}, dtype=torch.bfloat16),
+    "helium_bias": Model("helium", "granitemoe", {"head_dim": 8, "attention_bias": True}),
     "smollm3": Model("smollm3", "granitemoe_swa", {**SMOL, "head_dim": 10, "rope_parameters": YARN_ROPE}),
     "smollm3_windows": Model(
         "smollm3", "granitemoe_swa",
