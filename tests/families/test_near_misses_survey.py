@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import edit_json, run_convert
+from tests.drawn_adapters import draw_adapter, formula_model
 from tests.families.models import MODELS, Model, save_model
 from tests.families.models.survey import AFM, COHERE, GRANITE, SMOL
+from tests.merging import logits_error, run_merge
 from upcycle.errors import UnsupportedError
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -53,6 +55,14 @@ def test_configs_that_make_no_sense_are_refused(
     edit_json(dense / "config.json", **fields)
     with pytest.raises(UnsupportedError, match=why):
         run_convert(dense, tmp_path / "moe")
+
+
+@pytest.mark.parametrize("name", ["cohere", "smollm3_windows"])
+def test_adapters_of_experts_and_attention_merge(tmp_path: Path, name: str) -> None:
+    dense = save_model(name, MODELS[name], tmp_path / "dense")
+    adapter = draw_adapter(dense, tmp_path / "adapter", "lora", attention_rank=2)
+    run_merge(adapter, dense, tmp_path / "out")
+    assert logits_error(formula_model(dense, adapter), tmp_path / "out") <= 1e-5
 
 
 def test_layers_of_granite_4_may_have_their_older_names(tmp_path: Path, copy_of: Callable[[Path], Path]) -> None:

@@ -236,12 +236,18 @@ class _Layout:
         if spec is None and part == HEAD:
             spec = self._matched.part(self._base, "embeddings")
         assert spec is not None  # noqa: S101 - `match` has found every tensor but the head
-        change = self._matched.pair.changes.get(part)
+        change, carried = self._matched.pair.changes.get(part), self._order.carried(spec)
+        if change and carried != Copy(spec):
+            raise UnsupportedError(
+                f"the {part} of a {self._matched.dense.model_type} takes another form in its mixture, in which an "
+                "adapter's part of it cannot be merged",
+                found=spec.name,
+            )
         if change and change.order:
             return Reordered(spec, change.order(self._config))
         if change:
             return Fold(spec, change.add, change.scale(self._matched.sizes))
-        return self._order.carried(spec)
+        return carried
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
         """Yield the parts of a tensor that are matrices of each expert in turn, of the first, or of the shared one."""
