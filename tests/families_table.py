@@ -1,4 +1,4 @@
-"""Writes the tables of docs/families.md and README.md from the pairs: `python -m tests.families_table`.
+"""Writes the tables of models in README.md, docs/families.md and docs/adapters.md: `python -m tests.families_table`.
 
 The figures are measured anew: every random model of `tests/families/models` is converted, and both are run by
 transformers. A figure is the largest difference of a logit, relative to the largest logit.
@@ -6,7 +6,7 @@ transformers. A figure is the largest difference of a logit, relative to the lar
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.families.models import MODELS, Model, save_model
-from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.attachable import ATTACHABLE
+from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.pairs import DENSE, PAIRS, Pair
 from upcycle.pipeline.stages import convert
 from upcycle.requests import Convert
@@ -29,7 +30,7 @@ def page(name: str, measured: dict[tuple[str, str], float] | None = None) -> str
     text = (ROOT / name).read_text(encoding="utf-8")
     opening = "<!-- families: made by make docs -->\n"
     before, after = text.split(opening)
-    made = "\n".join(short_table() if name == "README.md" else families(measured or {}))
+    made = "\n".join(families(measured or {}) if name == "docs/families.md" else TABLES[name]())
     return f"{before}{opening}\n{made}\n\n{after[after.index(CLOSING) :]}"
 
 
@@ -58,6 +59,25 @@ def families(measured: dict[tuple[str, str], float]) -> Iterator[str]:
                 f"{'' if error is None else f', within {error:.1e}'} | {layers} | "
                 f"{'yes' if target.stock_loss else 'no'} | {', '.join(target.readers.names)} |"
             )
+
+
+def attachable() -> Iterator[str]:
+    """Yield a line for each form of FFN: the models that adapter experts can be attached to."""
+    modules = {name: row.modules for name, row in ATTACHABLE.items()}
+    modules |= {name: dense.modules for name, dense in DENSE.items() if dense.modules}
+    yield "| FFN | models (`model_type`) |"
+    yield "|---|---|"
+    forms: dict[str, Callable[[Modules], bool]] = {
+        "gate, up and down, as llama has them": lambda of: of.gate is not None,
+        "gate and up in one matrix": lambda of: of.gate_up is not None,
+        "no gate, `W_down act(W_up x)`": lambda of: not of.gated,
+    }
+    for form, has in forms.items():
+        yield f"| {form} | {', '.join(f'`{name}`' for name in sorted(modules) if has(modules[name]))} |"
+
+
+TABLES: dict[str, Callable[[], Iterator[str]]] = {"README.md": short_table, "docs/adapters.md": attachable}
+PAGES = ("README.md", "docs/adapters.md", "docs/families.md")
 
 
 def without_figures(text: str) -> str:
@@ -103,10 +123,10 @@ def _error(name: str, model: Model) -> float:
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the pages."""
     logging.disable(logging.WARNING)
     measured = measure()
-    for name in ("README.md", "docs/families.md"):
+    for name in PAGES:
         made = page(name, measured)
         (ROOT / name).write_text(made, encoding="utf-8")
 

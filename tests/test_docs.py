@@ -150,7 +150,7 @@ def test_the_plan_of_the_guide_is_what_upcycle_prints(tmp_path: Path) -> None:
     assert upcycle(*shlex.split(line)[1:], directory=tmp_path) in blocks("docs/convert.md", "text")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/families.md"])
+@pytest.mark.parametrize("page", families_table.PAGES)
 def test_the_tables_of_families_are_current(page: str) -> None:
     made = families_table.without_figures(families_table.page(page))
     assert families_table.without_figures(text(page)) == made, "run `make docs`"

@@ -316,7 +316,7 @@ PUBLISHED: dict[str, Published] = {
               max_position_embeddings=65536, max_window_layers=28, pretraining_tp=2, rms_norm_eps=1e-6,
               rope_scaling=None, rope_theta=5000000.0, sliding_window=None, use_sliding_window=False,
               tie_word_embeddings=True),
-        refusal=NO_ROW,
+        target="granitemoe_swa",
     ),
     "starcoder2-3b": Published(
         other("starcoder2", "Starcoder2ForCausalLM", 3072, 12288, 30, 24, 2, 49152, attention_dropout=0.1,

@@ -43,9 +43,9 @@ MODELS = (
     "qwen2", "qwen3", "qwen3_5_text", "seed_oss", "smollm3", "stablelm", "starcoder2", "t5", "vaultgemma", "youtu",
     # mixtures of experts
     "afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo",
-    "glm4_moe", "gpt_oss", "granitemoe", "granitemoe_swa", "granitemoeshared", "hunyuan_v1_moe", "hy_v3", "laguna",
-    "lfm2_moe", "mellum", "minimax", "minimax_m2", "mistral4", "mixtral", "olmoe", "phimoe", "qwen2_moe",
-    "qwen3_5_moe_text", "qwen3_moe", "solar_open", "switch_transformers",
+    "glm4_moe", "gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe",
+    "hy_v3", "laguna", "lfm2_moe", "mellum", "minimax", "minimax_m2", "mistral4", "mixtral", "olmoe", "phimoe",
+    "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "solar_open", "switch_transformers",
     # text and more
     "gemma3", "gemma4", "mistral3", "qwen3_5", "qwen3_5_moe",
 )  # fmt: skip

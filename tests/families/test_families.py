@@ -21,7 +21,7 @@ from upcycle.families.pairs import DENSE, PAIRS, TARGETS, Pair, pair_of
 from upcycle.families.parts import ROLES, When, dimension
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
 from upcycle.families.rope import TYPES
-from upcycle.families.rules import Carry, Each, Keep, Rule
+from upcycle.families.rules import Carry, Each, Keep, Made, Means, Rule
 
 CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in DENSE}
 MOE_CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in TARGETS}
@@ -123,14 +123,16 @@ def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps",
         "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
-        "attention_dropout", *(field for field, rule in pair.fields.items() if isinstance(rule, Each)),
+        "attention_dropout", *(field for field, rule in pair.fields.items() if isinstance(rule, Each) and rule.carried),
     ):  # fmt: skip
-        if field in config.to_dict() and isinstance(pair.fields[field], Carry | Keep | Each):
-            assert getattr(loaded, field) == theirs[field], field
+        rule = pair.fields.get(field)
+        if field in config.to_dict() and isinstance(rule, Carry | Keep | Each | Means):
+            expected = rule.values[theirs[field]] if isinstance(rule, Means) else theirs[field]
+            assert getattr(loaded, field) == expected, field
     turned = {"partial_rotary_factor": pair.dense.rope.rotated} if pair.target.partial_rotary else {}
     assert loaded.rope_parameters == {**rope_settings(config, pair), **turned}
     assert loaded.head_dim == (theirs.get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"])
-    if "sliding_window" in loaded.to_dict():
+    if "sliding_window" in loaded.to_dict() and not isinstance(pair.fields.get("sliding_window"), Made):
         assert loaded.sliding_window == theirs.get("sliding_window")
 
 

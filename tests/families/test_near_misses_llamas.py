@@ -64,7 +64,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "olmo3_flat_rope": (
         "olmo3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "no settings of full_attention",
     ),
-    "helium_dropout": ("helium", {"attention_dropout": 0.1}, "attention_dropout = 0.1: the target has no such dropout"),
 }  # fmt: skip
 """The same, where only the config is looked at."""
 

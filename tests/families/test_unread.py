@@ -32,6 +32,7 @@ _LATENT = {"head_dim": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_
 OWN: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_LATENT, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "granitemoehybrid": {"mamba_n_heads": 4, "layer_types": ["linear_attention", "full_attention"]},
     "hunyuan_v1_moe": {"num_experts": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "qwen3_5_moe_text": _TWO_KINDS,

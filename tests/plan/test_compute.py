@@ -14,7 +14,7 @@ from upcycle.errors import CheckpointError, InputError
 from upcycle.plan import compute, values
 from upcycle.plan.compute import encoded_blocks, standard_deviation
 from upcycle.plan.plan import Write
-from upcycle.plan.sources import Copy, Noise, Normal, Source, Zeros, random_key
+from upcycle.plan.sources import Constant, Copy, Noise, Normal, Source, Zeros, random_key
 from upcycle.plan.values import decode, encode, read_blocks
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -291,6 +291,7 @@ def test_a_constant_tensor_takes_no_noise(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", TORCH)
 def test_zeros(dtype: str, block: int) -> None:  # noqa: ARG001
     assert made(a_write(dtype, Zeros(), (3, 700))) == bytes(tensor_bytes(dtype, (3, 700)))
+    assert made(a_write(dtype, Constant(-32768.0), (5,))) == raw(torch.full((5,), -32768.0, dtype=TORCH[dtype]))
 
 
 def test_blocks_have_the_size_that_memory_allows(block: int) -> None:

@@ -22,6 +22,7 @@ from upcycle.plan.sources import (
     Noise,
     Part,
     Redrawn,
+    Reordered,
     Slice,
     Source,
     Stacked,
@@ -58,6 +59,8 @@ def test_golden(specs: dict[str, TensorSpec]) -> None:
         (Fold(w, by=specs["rows"]), [10, 20, 30, 400, 500, 600]),  # row by row
         (Fold(w, by=specs["columns"], axis=1, factor=0.5), [0.5, 0, -1.5, 2, 0, -3]),  # column by column
         (Fold(specs["rows"], add=-1), [9, 99]),  # a norm's weight
+        (Reordered(w, (1, 0)), [4, 5, 6, 1, 2, 3]),  # one head of two rows
+        (Reordered(specs["rows"], (0,)), [10, 100]),  # a bias, two heads of one row
         (Mean((w, v)), [2, 2, 2, 2, 3, 7]),
         (Mean((w, w, v)), [5 / 3, 2, 7 / 3, 8 / 3, 11 / 3, 20 / 3]),
         (Slice(Copy(w), 3, 1, 3), [2, 3, 5, 6]),
@@ -100,6 +103,7 @@ def test_the_same_bytes_whatever_the_blocks(specs: dict[str, TensorSpec], monkey
     sources: list[Part] = [
         Fold(wide, add=1, factor=0.5), Mean((wide, wide)), Redrawn(wide, 0, 9, "a", "b"), Redrawn(wide, 1, 9, "a", "b"),
         Slice(Copy(wide), 48, 5, 41), Columns((Noise(wide, 0.1, "n"), Blank(640)), 64),
+        Reordered(wide, (0, 2, 1, 3)),
         Slice(Stacked((Copy(wide), Blank(480))), 48, 0, 7),
     ]  # fmt: skip
     whole = [made(source) for source in sources]
@@ -124,6 +128,7 @@ def test_what_they_say_of_themselves(specs: dict[str, TensorSpec]) -> None:
     assert reads(Slice(Stacked((Copy(w), Blank(3))), 3, 0, 1)) == (w,)
     assert reads(Fold(w, by=specs["rows"])) == (w, specs["rows"])
     assert moves(Columns((Slice(Copy(w), 3, 0, 1), Blank(2)), 2))
+    assert moves(Reordered(w, (1, 0)))
     assert not moves(Fold(w))
     assert draws(Slice(Redrawn(wide, 0, 1, "a", "b"), 48, 0, 2))
     assert not draws(Stacked((Mean((w, v)), Blank(1))))
@@ -138,6 +143,8 @@ def test_shapes_that_do_not_fit(specs: dict[str, TensorSpec]) -> None:
     w, wide = specs["w"], specs["wide"]
     for wrong in (
         lambda: Fold(w, by=specs["columns"]),
+        lambda: Reordered(w, (0, 1, 2)),
+        lambda: Reordered(w, (1, 1)),
         lambda: Mean((w, wide)),
         lambda: Redrawn(w, 0, 3, "a", "b"),
         lambda: Redrawn(w, 1, 0, "a", "b"),

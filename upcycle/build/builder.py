@@ -21,7 +21,21 @@ from upcycle.families.targets.target import SCALE
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
-from upcycle.plan.sources import Blank, Copy, Fold, Ones, Part, Scaled, Source, Stacked, Zeros, random_key, reads
+from upcycle.plan.sources import (
+    Blank,
+    Constant,
+    Copy,
+    Fold,
+    Ones,
+    Part,
+    Reordered,
+    Scaled,
+    Source,
+    Stacked,
+    Zeros,
+    random_key,
+    reads,
+)
 
 
 @dataclass(frozen=True)
@@ -203,9 +217,9 @@ class _Layout:
             slot = RouterSlot(layer, self._order.count, self._matched.sizes["D"], random_key(self._order.seed, name))
             return self._order.router(slot)
         if not tensor.parts:
-            return Ones() if tensor.fill else Zeros()
+            return _filled(tensor.fill or 0)
         if tensor.fill is not None and not self._has(tensor.parts[0], layer):
-            return Ones() if tensor.fill else Zeros()
+            return _filled(tensor.fill or 0)
         if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared", "first"):
             parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
             return parts[0] if len(parts) == 1 else Stacked(parts)
@@ -224,10 +238,18 @@ class _Layout:
         if spec is None and part == HEAD:
             spec = self._matched.part(self._base, "embeddings")
         assert spec is not None  # noqa: S101 - `match` has found every tensor but the head
-        change = self._matched.pair.changes.get(part)
+        change, carried = self._matched.pair.changes.get(part), self._order.carried(spec)
+        if change and carried != Copy(spec):
+            raise UnsupportedError(
+                f"the {part} of a {self._matched.dense.model_type} takes another form in its mixture, in which an "
+                "adapter's part of it cannot be merged",
+                found=spec.name,
+            )
+        if change and change.order:
+            return Reordered(spec, change.order(self._config))
         if change:
             return Fold(spec, change.add, change.scale(self._matched.sizes))
-        return self._order.carried(spec)
+        return carried
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
         """Yield the parts of a tensor that are matrices of each expert in turn, of the first, or of the shared one."""
@@ -243,6 +265,10 @@ class _Layout:
         """The dtype asked for, else that of the base's tensors that are read where they agree, else of most of it."""
         of = {spec.dtype for spec in reads(source) if spec.path in self._own}
         return self._asked or (of.pop() if len(of) == 1 else self._main)
+
+
+def _filled(value: float) -> Source:
+    return Zeros() if value == 0 else Ones() if value == 1 else Constant(value)
 
 
 def _scaled(part: Part, factor: float) -> Part:

@@ -29,6 +29,7 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
     Raises UnsupportedError, with the reason, for experts or a base that no stock model computes.
     """
     _check_scores(matched, adapter)
+    _check_gate(matched, adapter)
     _check_width(base, matched, adapter, request)
 
     method = method_of(adapter.kind)
@@ -65,6 +66,16 @@ def _check_scores(matched: Match, adapter: AdapterExperts) -> None:
         raise UnsupportedError(
             f"the adapter's routers score by softmax, those of {target.model_type} by {target.router.scores}: the "
             "experts would be weighed differently; it stays an adapter",
+            where=adapter.directory,
+        )
+
+
+def _check_gate(matched: Match, adapter: AdapterExperts) -> None:
+    """Raise UnsupportedError where the dense FFN has no gate and the target's experts have one."""
+    if not adapter.base.modules.gated and "gate" in matched.dense.parts:
+        raise UnsupportedError(
+            f"the FFN of {matched.dense.model_type} has no gate, nor have the adapter's experts; those of "
+            f"{matched.target.model_type} have one: it stays an adapter",
             where=adapter.directory,
         )
 

@@ -7,7 +7,7 @@ from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, CarryIn, Each, Keep, Only, Reaches, Rule, Same, Uniform
+from upcycle.families.rules import Carry, CarryIn, Each, Keep, Made, Means, Only, Reaches, Rule, Same, Uniform
 from upcycle.families.unread import concern, reads
 from upcycle.families.without_target import WITHOUT_TARGET, encoder_decoder
 from upcycle.message import listed, quoted
@@ -122,6 +122,7 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
     result.update({name: config[name] for name in others if not reads(pair.target.model_type, name)})
     _derive_heads(config, result)
     result.update(rope.rope_fields(config, pair.dense.rope, partial=pair.target.partial_rotary))
+    result.update({name: rule.make(config, result) for name, rule in fields.items() if isinstance(rule, Made)})
     return result
 
 
@@ -159,32 +160,42 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
     """Add what `rule` makes of the field to `result`, or return what is wrong with it."""
     value = config.get(name)
     if isinstance(rule, Carry):
-        value = config.get(name, rule.default)
-        if value is None and rule.kind == "number or null":  # the dense class takes null for its default
-            value = rule.default
-        if rule.given and not config.get(rule.given):
-            value = None
-        value = dict(rule.means).get(value, value) if isinstance(value, str) else value
-        result[rule.to or name] = value
-        return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
+        return _carry(name, rule, config, result)
     if isinstance(rule, CarryIn):
         kinds = config.get(rule.field)
         elsewhere = isinstance(kinds, list) and rule.value not in kinds
         result[name] = value = None if elsewhere else config.get(name, rule.default)
         return None if value is None else _kind_problem(name, value, "size")
-    if isinstance(rule, Keep | Each) and name in config:
-        result[name] = value
     if isinstance(rule, Same):
         result[name] = result[rule.other]
         return None if value in (None, result[name]) else f"{name} = {quoted(value)}: {rule.why}"
-    wanted = isinstance(rule, Uniform) and not rule.absent
-    refused = (wanted or value is not None) and not _is_allowed(value, rule, config)
-    return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
+    if isinstance(rule, Means):
+        result[name] = rule.values.get(str(rule.default if value is None else value))
+    elif name in config and (isinstance(rule, Keep) or (isinstance(rule, Each) and rule.carried)):
+        result[name] = value
+    wanted = value is not None or (isinstance(rule, Uniform) and not rule.absent)
+    if isinstance(rule, Keep | Made) or not wanted or _is_allowed(value, rule, config):
+        return None
+    return f"{name} = {quoted(value)}: {rule.why}"
+
+
+def _carry(name: str, rule: Carry, config: Mapping[str, Any], result: dict[str, Any]) -> str | None:
+    """Write the field as the dense class reads it, or return what is wrong with it."""
+    value = config.get(name, rule.default)
+    if value is None and rule.kind == "number or null":  # the dense class takes null for its default
+        value = rule.default
+    if rule.given and not config.get(rule.given):
+        value = None
+    value = dict(rule.means).get(value, value) if isinstance(value, str) else value
+    result[rule.to or name] = value
+    return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
 
 
 def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
     if isinstance(rule, Only):
         return value in rule.values or bool(rule.unless and rule.unless(config))
+    if isinstance(rule, Means):
+        return str(value) in rule.values
     if isinstance(rule, Uniform):
         return _is_uniform(value, rule)
     if isinstance(rule, Each):

@@ -4,18 +4,22 @@ Facts checked against transformers' own classes by `tests/families`: the default
 of each pair with random weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from types import MappingProxyType
 from typing import Any, Literal
 
 from upcycle.errors import UnsupportedError
+from upcycle.families.dense.arcee import ARCEE
+from upcycle.families.dense.cohere import COHERE
 from upcycle.families.dense.cohere2 import COHERE2
 from upcycle.families.dense.dense import Dense
 from upcycle.families.dense.ernie4_5 import ERNIE4_5
 from upcycle.families.dense.gemma import GEMMA
+from upcycle.families.dense.glm import GLM
 from upcycle.families.dense.granite import GRANITE, GRANITE_SWA
+from upcycle.families.dense.granitemoehybrid import GRANITEMOEHYBRID_DENSE
 from upcycle.families.dense.helium import HELIUM
 from upcycle.families.dense.hunyuan_v1_dense import HUNYUAN_V1_DENSE
 from upcycle.families.dense.internlm3 import INTERNLM3
@@ -30,7 +34,9 @@ from upcycle.families.dense.qwen2 import QWEN2
 from upcycle.families.dense.qwen3 import QWEN3
 from upcycle.families.dense.qwen3_5_text import QWEN3_5_TEXT
 from upcycle.families.dense.seed_oss import SEED_OSS
+from upcycle.families.dense.smollm3 import SMOLLM3
 from upcycle.families.dense.youtu import YOUTU
+from upcycle.families.rope import halves
 from upcycle.families.rules import NO_BIAS, Carry, Drop, Only, Reaches, Rule
 from upcycle.families.targets.cohere2_moe import COHERE2_MOE
 from upcycle.families.targets.deepseek_v3 import DEEPSEEK_V3
@@ -40,6 +46,7 @@ from upcycle.families.targets.flex_olmo import FLEX_OLMO
 from upcycle.families.targets.glm4_moe import GLM4_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoe_swa import GRANITEMOE_SWA
+from upcycle.families.targets.granitemoehybrid import GRANITEMOEHYBRID
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.hunyuan_v1_moe import HUNYUAN_V1_MOE
 from upcycle.families.targets.hy_v3 import HY_V3
@@ -54,11 +61,12 @@ from upcycle.families.targets.target import Config, Limit, Target
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a part's values become on their way: `factor * sqrt(size) * (W + add)`."""
+    """What a part's values become on their way: `factor * sqrt(size) * (W + add)`, or its rows in another order."""
 
     add: float = 0.0
     factor: float = 1.0
     root: str | None = None  # a letter of `families.parts`; None: a size of 1
+    order: Callable[[Mapping[str, Any]], tuple[int, ...]] | None = None  # of each head's rows, by the target's config
 
     def scale(self, sizes: Mapping[str, int]) -> float:
         """Return what `W + add` is multiplied by."""
@@ -122,6 +130,9 @@ _LONGROPE_CACHE: Limit = (
 
 _FROM_ONE = dict.fromkeys(("norm.attention", "norm.ffn", "norm.final"), Change(add=1))
 
+_IN_HALVES = {f"attention.{name}": Change(order=halves) for name in ("q", "k", "q.bias", "k.bias")}
+"""The dense model rotates neighbours, the target halves."""
+
 PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, MIXTRAL),
     Pair(MISTRAL, MIXTRAL),
@@ -137,7 +148,9 @@ PAIRS: tuple[Pair, ...] = (
     Pair(OLMO2, FLEX_OLMO),
     Pair(OLMO3, FLEX_OLMO),
     Pair(ERNIE4_5, ERNIE4_5_MOE),
-    Pair(HELIUM, ERNIE4_5_MOE),
+    Pair(HELIUM, MIXTRAL, changes=_IN_HALVES),
+    Pair(HELIUM, GRANITEMOE, _BIASED, changes=_IN_HALVES),
+    Pair(HELIUM, ERNIE4_5_MOE, {"attention_dropout": Only((0, 0.0), "the target has no such dropout")}),
     Pair(QWEN3, QWEN3_MOE),
     Pair(PHI3, MIXTRAL, notes=(_LONGROPE_CACHE,)),
     Pair(LLAMA, GRANITEMOE, _BIASED),
@@ -147,6 +160,11 @@ PAIRS: tuple[Pair, ...] = (
     Pair(HUNYUAN_V1_DENSE, HUNYUAN_V1_MOE),
     Pair(LFM2, LFM2_MOE),
     Pair(QWEN3_5_TEXT, QWEN3_5_MOE_TEXT),
+    Pair(ARCEE, MIXTRAL),
+    Pair(ARCEE, GRANITEMOE, _BIASED),
+    Pair(COHERE, COHERE2_MOE),
+    Pair(SMOLLM3, GRANITEMOE_SWA),
+    Pair(GRANITEMOEHYBRID_DENSE, GRANITEMOEHYBRID),
     Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=("compact",)),
     Pair(MISTRAL, QWEN2_MOE, _NO_WINDOW, forms=("compact",)),
     Pair(GRANITE, GRANITEMOE),
@@ -160,6 +178,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair(SEED_OSS, QWEN2_MOE, {"attention_out_bias": Only((False,), NO_BIAS)}, forms=_BOTH),
     # sigmoid routers
     Pair(LLAMA, GLM4_MOE),
+    Pair(GLM, GLM4_MOE, changes=_IN_HALVES),
     Pair(LLAMA, SOLAR_OPEN),
     Pair(QWEN2, GLM4_MOE, constants=_WITH_BIASES),
     Pair(QWEN3, DOTS1, _WINDOWS),

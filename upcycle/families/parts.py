@@ -14,7 +14,7 @@ that differ from layer to layer. `{layer}` and `{expert}` in a name stand for nu
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 ROLES = ("embeddings", "attention", "router", "shared", "experts", "ffn", "norms", "head")
 """The kinds of tensors that a plan counts, in the order of its table."""
@@ -100,7 +100,7 @@ class Tensor:
     shape: tuple[str, ...]
     parts: tuple[str, ...] = ()
     factor: float = 1.0  # that the parts are multiplied by
-    fill: Literal[0, 1, None] = None  # the value where a part is not there; None: zero without parts, else it must be
+    fill: float | None = None  # the value where a part is not there; None: zero without parts, else it must be
     when: When | Where | None = None  # by the mixture's config, and by SPARSE, DENSE and SHARED; None: always
 
     @property

@@ -96,6 +96,16 @@ def _settings_of(kind: str | None, parameters: dict[str, Any], scaling: dict[str
     return {**own, "rope_type": own.get("rope_type") or own.get("type") or "default", **scaling}
 
 
+def halves(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the order of a head's rows that makes pairs of neighbours, as some classes rotate, pairs across halves.
+
+    Only the part of the head that is rotated takes part: of 6 rows, 4 of them rotated, 0 2 1 3 4 5.
+    """
+    head = config["head_dim"]
+    rotated = int(head * config.get("partial_rotary_factor", 1.0))
+    return (*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, head))
+
+
 def _check_settings(chosen: Mapping[str, Any], only: tuple[str, ...] = ()) -> None:
     """Refuse settings that no reader could use, so that it is not each reader that does it in its own way."""
     kind, known = chosen["rope_type"], ("default", *only) if only else tuple(TYPES)

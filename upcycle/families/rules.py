@@ -62,8 +62,9 @@ class Uniform:
 class Each:
     """The target has the field too: a list with an entry per layer, each one of `values`."""
 
-    values: tuple[str, ...]
+    values: tuple[str | int, ...]
     why: str
+    carried: bool = True  # else the target says it by other fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,22 @@ class Reaches:
 
 
 @dataclass(frozen=True, slots=True)
+class Means:
+    """The target has the field too, and says the same by other values; any other value is refused."""
+
+    default: str  # of the dense class
+    values: Mapping[str, str]  # of the dense model -> of the target
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The target's field follows from others, whether or not the dense class has one of that name."""
+
+    make: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]  # from the dense config and what is made of its fields
+
+
+@dataclass(frozen=True, slots=True)
 class Same:
     """The field is what the field `other` is, and written like that; refused where it says something else."""
 
@@ -82,7 +99,7 @@ class Same:
     why: str
 
 
-Rule = Carry | CarryIn | Keep | Drop | Only | Uniform | Each | Reaches | Same
+Rule = Carry | CarryIn | Keep | Drop | Only | Uniform | Each | Reaches | Means | Made | Same
 
 KEPT = (
     # read by tokenizers, generation or training, not by the forward pass

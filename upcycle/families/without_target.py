@@ -25,7 +25,6 @@ _PARALLEL = "attention and FFN both read the layer's input, and the FFN has no g
 WITHOUT_TARGET: Mapping[str, WithoutTarget] = MappingProxyType(
     {
         "apertus": WithoutTarget("Apertus", _UNGATED),
-        "arcee": WithoutTarget("Arcee (AFM)", _UNGATED),
         "codegen": WithoutTarget("CodeGen", _PARALLEL),
         "cwm": WithoutTarget(
             "CWM", "only some layers have a sliding window (layer_types); all layers of a Mixtral have it, or none has"
@@ -43,11 +42,6 @@ WITHOUT_TARGET: Mapping[str, WithoutTarget] = MappingProxyType(
         ),
         "gemma3_text": WithoutTarget(
             "Gemma 3, text only", "Gemma 4, whose norms stand in the same places, also normalises values"
-        ),
-        "glm": WithoutTarget(
-            "GLM-4 9B",
-            "neighbouring pairs of values are rotated, in a part of each head; ERNIE 4.5 MoE rotates such pairs in the "
-            "whole head, and GLM-4.5 MoE a part of it but halves against each other",
         ),
         "glm4": WithoutTarget(
             "GLM-4 0414",
@@ -71,9 +65,6 @@ WITHOUT_TARGET: Mapping[str, WithoutTarget] = MappingProxyType(
         ),
         "persimmon": WithoutTarget("Persimmon", _UNGATED),
         "phi": WithoutTarget("Phi-1, Phi-1.5, Phi-2", _PARALLEL),
-        "smollm3": WithoutTarget(
-            "SmolLM3", "some layers do not rotate positions (no_rope_layers); all layers of a Mixtral do"
-        ),
         "stablelm": WithoutTarget(
             "StableLM",
             "its norms subtract the mean (LayerNorm); PhiMoE has such norms, but weighs its experts by weights that do "

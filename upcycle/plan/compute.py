@@ -18,6 +18,7 @@ from upcycle.plan.plan import Write
 from upcycle.plan.sources import (
     Blank,
     Columns,
+    Constant,
     Copy,
     Fold,
     LowRank,
@@ -27,6 +28,7 @@ from upcycle.plan.sources import (
     Ones,
     Part,
     Redrawn,
+    Reordered,
     RowScaled,
     Scaled,
     Slice,
@@ -55,9 +57,10 @@ def _values(write: Write) -> Iterator[Floats]:
         generator = keyed_generator(source.key)
         for count in counts(write.elements):
             yield _drawn(generator, count, source.std)
-    elif isinstance(source, Zeros | Ones):
+    elif isinstance(source, Zeros | Ones | Constant):
+        value = np.float32(source.value if isinstance(source, Constant) else isinstance(source, Ones))
         for zeros in _blank(Blank(write.elements)):
-            yield zeros if isinstance(source, Zeros) else zeros + 1
+            yield zeros + value
     else:
         yield from _part(source)
 
@@ -125,6 +128,13 @@ def _folded(source: Fold) -> Iterator[Floats]:
         with np.errstate(over="ignore", invalid="ignore"):
             folded = (values + np.float32(source.add)) * np.float32(source.factor) * along
         yield folded.ravel()
+
+
+def _reordered(source: Reordered) -> Iterator[Floats]:
+    heads = source.tensor.shape[0] // len(source.order)
+    width = source.tensor.elements // (heads * len(source.order))
+    for values in read_blocks(source.tensor, row=len(source.order) * width):
+        yield values.reshape(-1, len(source.order), width)[:, source.order].ravel()
 
 
 def _mean(source: Mean) -> Iterator[Floats]:
@@ -240,6 +250,7 @@ _STREAMS: Mapping[type[Part], Callable[[Any], Iterator[Floats]]] = {
     Fold: _folded,
     Mean: _mean,
     Redrawn: _redrawn,
+    Reordered: _reordered,
     Blank: _blank,
     Slice: _sliced,
     Stacked: _stacked,

@@ -48,6 +48,13 @@ class Ones:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """One value everywhere."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scaled:
     """`factor * W`."""
 
@@ -101,6 +108,19 @@ class Fold:
         """Refuse a vector of another length than the axis."""
         if self.by is not None and self.by.shape != self.tensor.shape[self.axis : self.axis + 1]:
             raise ValueError(f"{self.tensor.name}: {self.tensor.shape} by {self.by.shape} along axis {self.axis}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reordered:
+    """The rows of a tensor, those of each head in another order: row `i` of a head is what was its row `order[i]`."""
+
+    tensor: TensorSpec
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no order of the rows of a whole number of heads."""
+        if sorted(self.order) != list(range(len(self.order))) or self.tensor.shape[0] % len(self.order):
+            raise ValueError(f"{self.tensor.name}: {self.tensor.shape} in the order {self.order}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +197,13 @@ class Columns:
             raise ValueError(f"no {self.rows} rows: {[elements(part) for part in self.parts]}")
 
 
-OfTensor = Copy | Noise | Scaled | LowRank | RowScaled | Fold | Redrawn
+OfTensor = Copy | Noise | Scaled | LowRank | RowScaled | Fold | Reordered | Redrawn
 """Sources with as many values as the one tensor that they start from."""
 
 Part = OfTensor | Mean | Blank | Slice | Stacked | Columns
 """Sources that can be stacked, joined or sliced, because their number of values is known."""
 
-Source = Part | Normal | Zeros | Ones
+Source = Part | Normal | Zeros | Ones | Constant
 
 
 def random_key(seed: int, name: str) -> str:
@@ -218,7 +238,7 @@ def moves(source: Source) -> bool:
     """Whether all that `source` gives are values of source tensors as they are: none is drawn, none computed."""
     if isinstance(source, Stacked | Columns):
         return all(moves(part) for part in source.parts)
-    return moves(source.part) if isinstance(source, Slice) else isinstance(source, Copy | Blank)
+    return moves(source.part) if isinstance(source, Slice) else isinstance(source, Copy | Reordered | Blank)
 
 
 def draws(source: Source) -> bool:

@@ -43,4 +43,6 @@ def save_model(name: str, model: Model, directory: Path) -> Path:
 
 MODELS: dict[str, Model] = {}
 for _module in iter_modules(__path__):
-    MODELS |= import_module(f"{__name__}.{_module.name}").MODELS
+    _more = import_module(f"{__name__}.{_module.name}").MODELS
+    assert not MODELS.keys() & _more, "two models have one name"
+    MODELS |= _more

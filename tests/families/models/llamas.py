@@ -46,10 +46,9 @@ MODELS = {
         "ernie4_5", "ernie4_5_moe", {"head_dim": 8, "num_hidden_layers": 4}, {"layers": "every:2"}
     ),
     "ernie4_5_range": Model("ernie4_5", "ernie4_5_moe", {"head_dim": 8, "num_hidden_layers": 4}, {"layers": "1-2"}),
-    "helium": Model(
+    "helium_ernie": Model(
         "helium", "ernie4_5_moe",
         {"head_dim": 8, "rope_parameters": {"rope_type": "linear", "rope_theta": 7e3, "factor": 3.0}},
-        {"layers": "last:1"},
+        {"target": "ernie4_5_moe", "layers": "last:1"},
     ),
-    "helium_tied": Model("helium", "ernie4_5_moe", {"head_dim": 8, "tie_word_embeddings": True}),
 }  # fmt: skip

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from upcycle.families.dense.dense import Modules, Spine
-
-SELF_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+from upcycle.families.dense.llama import LLAMA_ATTENTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +26,18 @@ class Attachable:
 def _gated(title: str) -> Attachable:
     """An FFN and an attention that are named as llama's are."""
     names = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
-    return Attachable(title, Modules(block="mlp", **names, attention=SELF_ATTENTION))
+    return Attachable(title, Modules(block="mlp", **names, attention=LLAMA_ATTENTION))
 
 
 def _fused(title: str) -> Attachable:
     """Gate and up in one matrix, the gate first."""
     names = {"gate_up": "mlp.gate_up_proj", "down": "mlp.down_proj", "act": "activation_fn"}
-    return Attachable(title, Modules(block="mlp", **names, attention=SELF_ATTENTION))
+    return Attachable(title, Modules(block="mlp", **names, attention=LLAMA_ATTENTION))
 
 
 def _ungated(title: str, up: str = "up_proj", down: str = "down_proj", act: str = "act_fn") -> Attachable:
     """An FFN without a gate, beside the attention of llama."""
-    return Attachable(title, Modules("mlp", up=f"mlp.{up}", down=f"mlp.{down}", act=act, attention=SELF_ATTENTION))
+    return Attachable(title, Modules("mlp", up=f"mlp.{up}", down=f"mlp.{down}", act=act, attention=LLAMA_ATTENTION))
 
 
 def _neox(title: str, layer: str, attention: str = "attention", count: str = "num_hidden_layers") -> Attachable:
@@ -56,18 +55,12 @@ def _gptj(title: str, attention: tuple[str, ...]) -> Attachable:
 ATTACHABLE: Mapping[str, Attachable] = MappingProxyType(
     {
         "apertus": _ungated("Apertus"),
-        "arcee": _ungated("Arcee (AFM)"),
         "codegen": _gptj("CodeGen", ("attn.qkv_proj", "attn.out_proj")),
-        "cohere": _gated("Command R, Aya"),
-        "cohere2": _gated("Command R7B, Command A"),
         "cwm": _gated("Code World Model"),
-        "ernie4_5": _gated("ERNIE 4.5"),
         "exaone4": _gated("EXAONE 4"),
         "falcon": _neox("Falcon", "transformer.h.{layer}", attention="self_attention"),
-        "gemma": _gated("Gemma"),
         "gemma2": _gated("Gemma 2"),
         "gemma3_text": _gated("Gemma 3, text only"),
-        "glm": _fused("GLM-4 9B"),
         "glm4": _fused("GLM-4 0414"),
         "gpt_bigcode": Attachable(
             "StarCoder, SantaCoder",
@@ -84,17 +77,11 @@ ATTACHABLE: Mapping[str, Attachable] = MappingProxyType(
         ),
         "gpt_neox": _neox("GPT-NeoX, Pythia", "gpt_neox.layers.{layer}"),
         "gptj": _gptj("GPT-J", ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj")),
-        "granite": _gated("Granite"),
-        "helium": _gated("Helium"),
-        "hunyuan_v1_dense": _gated("Hunyuan"),
         "jais2": _ungated("Jais 2"),
-        "ministral": _gated("Ministral"),
         "ministral3": _gated("Ministral 3"),
         "nanochat": _ungated("nanochat", "fc1", "fc2", "activation_fn"),
         "nemotron": _ungated("Nemotron, Minitron"),
         "olmo": _gated("OLMo"),
-        "olmo2": _gated("OLMo 2"),
-        "olmo3": _gated("OLMo 3"),
         "persimmon": _neox("Persimmon", Spine().layer, attention="self_attn"),
         "phi": Attachable(
             "Phi-1, Phi-1.5, Phi-2",
@@ -103,22 +90,9 @@ ATTACHABLE: Mapping[str, Attachable] = MappingProxyType(
                 up="mlp.fc1",
                 down="mlp.fc2",
                 act="activation_fn",
-                attention=(*SELF_ATTENTION[:3], "self_attn.dense"),
+                attention=(*LLAMA_ATTENTION[:3], "self_attn.dense"),
             ),
         ),
-        "qwen2": _gated("Qwen2, Qwen2.5"),
-        "seed_oss": Attachable(
-            "Seed-OSS",
-            Modules(
-                block="mlp",
-                gate="mlp.gate_proj",
-                up="mlp.up_proj",
-                down="mlp.down_proj",
-                dropout="residual_dropout",
-                attention=SELF_ATTENTION,
-            ),
-        ),
-        "smollm3": _gated("SmolLM3"),
         "stablelm": _gated("StableLM"),
         "starcoder2": Attachable(
             "StarCoder2",
@@ -128,9 +102,9 @@ ATTACHABLE: Mapping[str, Attachable] = MappingProxyType(
                 down="mlp.c_proj",
                 act="act",
                 dropout="residual_dropout",
-                attention=SELF_ATTENTION,
+                attention=LLAMA_ATTENTION,
             ),
         ),
     }
 )
-"""By `model_type`. Where a model has a pair, what its row in `families.pairs` says counts."""
+"""By `model_type`; a model that has a pair is in `families.pairs` instead."""

@@ -86,12 +86,11 @@ class Dense:
     readers: Readers = Readers()
     known: str = ""  # models that people know of it
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
+    other_classes: tuple[str, ...] = ()  # names of classes outside transformers that published configs give
     derived: Mapping[str, Derived] = field(default_factory=dict)  # config fields that the class makes of others
+    cached: tuple[str, ...] = ("attention.k", "attention.v")  # parts with a row for each value that the cache keeps
 
     def as_read(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the config with the class's defaults, and with the fields that the class derives."""
         full = {name: rule.default for name, rule in self.fields.items() if isinstance(rule, Carry)} | dict(config)
         return full | {name: derive(full) for name, derive in self.derived.items()}
-
-    cached: tuple[str, ...] = ("attention.k", "attention.v")  # parts with a row for each value that the cache keeps
-    other_classes: tuple[str, ...] = ()  # names of classes outside transformers that published configs give

@@ -5,7 +5,7 @@ from dataclasses import replace
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
-from upcycle.families.rules import COMMON, NO_WINDOW, ONE_KIND, Carry, Drop, Only, Uniform
+from upcycle.families.rules import COMMON, NO_WINDOW, ONE_KIND, Carry, Drop, Uniform
 
 HELIUM = replace(
     LLAMA,
@@ -14,6 +14,8 @@ HELIUM = replace(
     known="Helium 1 2B",
     title="Helium",
     readers=Readers(),  # not tried
+    # its output projection has no bias where the others have one
+    parts={name: place for name, place in LLAMA.parts.items() if name != "attention.o.bias"},
     fields={
         **COMMON,
         "vocab_size": Carry(48000, "size"),
@@ -28,7 +30,6 @@ HELIUM = replace(
         "bos_token_id": Carry(1),
         "eos_token_id": Carry(2),
         "pad_token_id": Carry(3),
-        "attention_dropout": Only((0, 0.0), "the target has no such dropout"),
         **dict.fromkeys(("sliding_window", "use_sliding_window", "max_window_layers"), Drop(NO_WINDOW)),
         "layer_types": Uniform(("full_attention",), ONE_KIND),
     },

@@ -9,6 +9,9 @@ from upcycle.families.rules import COMMON, NO_WINDOW, ONE_KIND, Carry, Drop, Uni
 _LAYER = "model.layers.{layer}."
 _BIASED = When("attention_bias", (True,))
 
+LLAMA_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+"""The linear layers of the attention."""
+
 LLAMA = Dense(
     model_type="llama",
     model_class="LlamaForCausalLM",
@@ -47,7 +50,7 @@ LLAMA = Dense(
         gate="mlp.gate_proj",
         up="mlp.up_proj",
         down="mlp.down_proj",
-        attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+        attention=LLAMA_ATTENTION,
     ),
     ignored_tensors=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     readers=Readers("run", ("default", "linear", "yarn", "llama3")),

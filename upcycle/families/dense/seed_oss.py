@@ -41,5 +41,6 @@ SEED_OSS = replace(
             Only((False, True), "not a flag"),  # the target's biases are zero where the dense model has none
         ),
     },
+    modules=LLAMA.modules and replace(LLAMA.modules, dropout="residual_dropout"),
     ignored_tensors=(),
 )

@@ -1,4 +1,4 @@
-"""GraniteMoe-SWA: a GraniteMoeShared whose attention has sinks, a window in some layers and its own rope in each."""
+"""GraniteMoe-SWA: a GraniteMoeShared whose attention has sinks, in each layer a rope of its own or none."""
 
 from dataclasses import replace
 
@@ -9,6 +9,9 @@ from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER
 
 _SPARSE = LAYER + "block_sparse_moe."
 
+NO_SINK = -(2.0**15)
+"""Score of a sink that takes no attention: its share, exp(-32768 - m) by the largest score m, is zero in all dtypes."""
+
 GRANITEMOE_SWA = replace(
     GRANITEMOESHARED,
     model_type="granitemoe_swa",
@@ -17,7 +20,7 @@ GRANITEMOE_SWA = replace(
     tensors=(
         *CARRIED,
         *BIASES,
-        Tensor("attention", LAYER + "self_attn.sinks", ("N",), ("attention.sinks",)),
+        Tensor("attention", LAYER + "self_attn.sinks", ("N",), ("attention.sinks",), fill=NO_SINK),
         *SHARED_MLP,
         Tensor("router", _SPARSE + "router.weight", ("E", "D"), ("router",)),
         Tensor("experts", _SPARSE + "experts.gate_up_proj", ("E", "2M", "D"), ("expert.gate", "expert.up")),
