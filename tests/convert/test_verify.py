@@ -24,6 +24,7 @@ from upcycle.convert.parity import run_both
 from upcycle.errors import CheckpointError, InputError
 from upcycle.families.config import find_pairs
 from upcycle.moe.clean_run import CleanRun
+from upcycle.moe.load import LayerCall
 from upcycle.moe.memory import memory_needed
 from upcycle.moe.probe import LEARNING_RATE, probe_layer
 from upcycle.pipeline.stages import convert, verify
@@ -284,11 +285,12 @@ def test_figures_are_those_of_stock_transformers(tiny: Path, converted: Converte
 def test_the_gradient_after_a_step_is_what_autograd_gives(tiny: Path, converted: Converted) -> None:
     """The probe's closed form against a stock layer whose down projections really make the step."""
     stock = AutoModelForCausalLM.from_pretrained(converted(tiny), dtype=torch.float32, experts_implementation="eager")
-    layer, target = stock.model.layers[0], find_pairs(open_checkpoint(tiny).config)[0].target
+    layer = stock.model.layers[0]
     torch.manual_seed(0)
     hidden, above = torch.randn(1, 20, 32), torch.randn(1, 20, 32)
     positions = stock.model.rotary_emb(hidden, position_ids=torch.arange(20)[None])
-    gradient, below = probe_layer(layer, target, hidden, {"position_embeddings": positions}, above)
+    gradient, below = probe_layer(layer, LayerCall(hidden, (), {"position_embeddings": positions}), above)
+    assert gradient is not None
 
     layer.requires_grad_(True)
     layer.zero_grad()

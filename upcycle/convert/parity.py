@@ -4,6 +4,7 @@ Shapes: B batch (1), T tokens, D hidden, V vocabulary, E experts, K top-k.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,12 @@ from torch import Tensor
 
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.families.pairs import Pair
-from upcycle.families.targets.target import Router, Target
 from upcycle.moe.groups import Groups
 from upcycle.moe.load import LayerCall, StreamedModel
 from upcycle.moe.loss import summed_cross_entropy
 from upcycle.moe.measures import measured
 from upcycle.moe.probe import RouterGradient, probe_layer
-from upcycle.moe.routing import SCORES, Routing
+from upcycle.moe.routing import SCORES, Routing, find_routers, watch
 
 POSITIONS = 64
 """Rows of logits worked on at a time, so that temporaries stay small beside the logits themselves."""
@@ -31,8 +31,8 @@ class Layer:
     """How one layer of the MoE compares to the dense one."""
 
     error: float = 0.0  # largest difference of its output's hidden states, relative to the largest dense one
-    router: dict[str, Any] = field(default_factory=dict)  # figures of `upcycle.figures` by name
-    gradient: RouterGradient | None = None
+    router: dict[str, Any] = field(default_factory=dict)  # figures of `upcycle.figures` by name; none of a dense layer
+    gradient: RouterGradient | None = None  # likewise
 
 
 @dataclass
@@ -64,26 +64,27 @@ def run_both(dense: Checkpoint, moe: Checkpoint, pair: Pair, ids_BT: Tensor) -> 
     states, dense_TV = _run(StreamedModel(dense, pair.dense.spine), ids_BT)  # not kept: it holds the memory of a layer
     parity.largest_logit = float(dense_TV.abs().max())
     model = StreamedModel(moe, pair.target.spine, pair.target)
-    calls, hidden_BTD = _run_compared(model, pair.target.router, ids_BT, states, parity)
+    calls, hidden_BTD = _run_compared(model, pair.target.router.scores, ids_BT, states, parity)
     del states
     moe_TV = model.logits(hidden_BTD[0])
     _compare_logits(parity, dense_TV, moe_TV, ids_BT[0, 1:])
     del dense_TV
-    gradient_BTD = _hidden_gradient(model, moe_TV, ids_BT[0, 1:])
+    gradient_BTD = hidden_gradient(model, hidden_BTD[0], moe_TV, ids_BT[0, 1:])
     del moe_TV
-    _probe_routers(model, pair.target, calls, gradient_BTD, parity)
+    for layer, gradient in zip(parity.layers, probe_routers(model, calls, gradient_BTD), strict=True):
+        layer.gradient = gradient
     return parity
 
 
 def _run(model: StreamedModel, ids_BT: Tensor) -> tuple[list[Tensor], Tensor]:
     """Return what every layer was given and the final hidden states, `(B, T, D)` each; and logits `(T, V)`."""
     states: list[Tensor] = []
-    hidden_BTD = model.run(model.embed(ids_BT), lambda _index, call: states.append(call[0]))
+    hidden_BTD = model.run(ids_BT, lambda _index, call: states.append(call.hidden_BTD))
     return [*states, hidden_BTD], model.logits(hidden_BTD[0])
 
 
 def _run_compared(
-    model: StreamedModel, router: Router, ids_BT: Tensor, states: list[Tensor], parity: Parity
+    model: StreamedModel, scoring: str, ids_BT: Tensor, states: list[Tensor], parity: Parity
 ) -> tuple[list[LayerCall], Tensor]:
     """Run the MoE; note each layer's error and router; return how each layer was called and the final states."""
     calls: list[LayerCall] = []
@@ -92,19 +93,19 @@ def _run_compared(
     def before(index: int, call: LayerCall) -> None:
         calls.append(call)
         if index:
-            parity.layers[index - 1].error = _relative(call[0], states[index])
-        states[index] = call[0]  # the dense state has been used; this frees it
+            parity.layers[index - 1].error = _relative(call.hidden_BTD, states[index])
+        states[index] = call.hidden_BTD  # the dense state has been used; this frees it
 
-    def note_router(index: int, output: tuple[Tensor, Tensor, Tensor]) -> None:
-        parity.layers[index].router = router_figures(Routing(*output), router.scores)
+    def note_router(index: int, routing: Routing) -> None:
+        parity.layers[index].router = router_figures(routing, scoring)
 
     hooks = [
-        layer.get_submodule(router.module).register_forward_hook(
-            lambda _module, _inputs, output, index=index: note_router(index, output)
-        )
+        hook
         for index, layer in enumerate(model.layers)
+        for router in find_routers(layer)
+        for hook in watch(router.module, partial(note_router, index))
     ]
-    hidden_BTD = model.run(model.embed(ids_BT), before)
+    hidden_BTD = model.run(ids_BT, before)
     for hook in hooks:
         hook.remove()
     # The last layer's own output is not kept; the final norm's stands for it.
@@ -135,8 +136,8 @@ def _loss(logits_TV: Tensor, targets_T: Tensor) -> float:
     return sum(float(summed_cross_entropy(*block)) for block in blocks) / len(targets_T)
 
 
-def _hidden_gradient(model: StreamedModel, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
-    """Return the loss's gradient `(1, T, D)` at the final hidden states; uses up the logits.
+def hidden_gradient(model: StreamedModel, hidden_TD: Tensor, logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+    """Return the loss's gradient `(1, T, D)` at the final hidden states; uses up their logits.
 
     d loss / d logits = (softmax - onehot) / (T - 1) for the T - 1 positions that have a target.
     """
@@ -145,30 +146,32 @@ def _hidden_gradient(model: StreamedModel, logits_TV: Tensor, targets_T: Tensor)
     logits_TV[torch.arange(len(targets_T)), targets_T] -= 1
     logits_TV[-1] = 0
     logits_TV /= len(targets_T)
-    gradient_TD = torch.zeros(len(logits_TV), model.config.hidden_size)
-    for start, block_VD in model.head_blocks():
-        gradient_TD += logits_TV[:, start : start + len(block_VD)] @ block_VD
+    given_TD, gradient_TD = hidden_TD.detach().requires_grad_(), torch.zeros_like(hidden_TD)
+    with torch.enable_grad():
+        for columns, block_TV in model.logit_blocks(given_TD):
+            gradient_TD += torch.autograd.grad(block_TV, given_TD, logits_TV[:, columns])[0]
     return gradient_TD[None]
 
 
-def _probe_routers(
-    model: StreamedModel, target: Target, calls: list[LayerCall], gradient_BTD: Tensor, parity: Parity
-) -> None:
-    """Go back through the layers, last to first, with the gradient at the final hidden states."""
-    gradient_BTD = _through_norm(model, calls, gradient_BTD)
+def probe_routers(model: StreamedModel, calls: list[LayerCall], gradient_BTD: Tensor) -> list[RouterGradient | None]:
+    """Return the gradient of each layer's router, None for a dense layer; uses up `calls`, those of all layers.
+
+    Goes back through the layers, last to first, with the loss's gradient at the final hidden states.
+    """
+    gradient_BTD = _through_norm(model, calls[-1], gradient_BTD)
+    found = []
     for index in reversed(range(len(model.layers))):
-        hidden_BTD, kwargs = calls.pop()
         with model.layer(index) as layer:
-            parity.layers[index].gradient, gradient_BTD = probe_layer(layer, target, hidden_BTD, kwargs, gradient_BTD)
+            gradient, gradient_BTD = probe_layer(layer, calls.pop(), gradient_BTD)
+        found.append(gradient)
+    return found[::-1]
 
 
-def _through_norm(model: StreamedModel, calls: list[LayerCall], gradient_BTD: Tensor) -> Tensor:
+def _through_norm(model: StreamedModel, call: LayerCall, gradient_BTD: Tensor) -> Tensor:
     """Return the gradient below the final norm; the last layer is run once more for the norm's input."""
-    hidden_BTD, kwargs = calls[-1]
     with model.layer(len(model.layers) - 1) as layer, torch.no_grad():
-        into_BTD: Any = layer(hidden_BTD, **kwargs)
-    norm: Any = model.base.norm
-    with model.reading(norm, model.spine.norm), torch.enable_grad():
+        into_BTD = call.run(layer)
+    with model.final_norm() as norm, torch.enable_grad():
         into_BTD.requires_grad_()
         below_BTD: Tensor = torch.autograd.grad(norm(into_BTD), into_BTD, gradient_BTD)[0]
     return below_BTD

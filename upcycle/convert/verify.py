@@ -199,18 +199,19 @@ def _layer_lines(plan: Plan, pair: Pair, layers: list[Any], otherwise: Verdict) 
     worst = max(range(len(layers)), key=lambda index: layers[index].error)
     text = f"largest error {layers[worst].error:.1e} of the layer's largest value, in layer {worst}"
     yield Line("layers", "ok" if layers[worst].error <= LAYER_TOLERANCE else otherwise, text)
+    sparse = [layer for layer in layers if layer.router]
     spread, entropy, busiest = (
-        _range([layer.router[name] for layer in layers]) for name in ("logit_std", "entropy", "max_over_mean")
+        _range([layer.router[name] for layer in sparse]) for name in ("logit_std", "entropy", "max_over_mean")
     )
     text = f"standard deviation {spread}, entropy {entropy} {FIGURES['entropy'].unit}"
     yield Line("router logits", "ok", text)
-    dead = sum(layer.router["dead"] for layer in layers)
+    dead = sum(layer.router["dead"] for layer in sparse)
     text = f"busiest expert {busiest} {FIGURES['max_over_mean'].unit}"
     if dead:
-        count = plan.total_experts * len(layers)
+        count = plan.total_experts * len(sparse)
         text += f"; {dead} of {count} experts are dead on this text: under {bound_of('dead'):.0%} of an even share"
     yield Line("expert load", "note" if dead else "ok", text)
-    yield _gradient_line(layers, exact=plan.exact, dead=plan.active_experts == 1 and pair.target.router.renormalises)
+    yield _gradient_line(sparse, exact=plan.exact, dead=plan.active_experts == 1 and pair.target.router.renormalises)
 
 
 def _gradient_line(layers: list[Any], *, exact: bool, dead: bool) -> Line:

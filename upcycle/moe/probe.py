@@ -10,12 +10,14 @@ R some rows of a matrix.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from upcycle.families.targets.target import Target
+from upcycle.moe.load import LayerCall
+from upcycle.moe.routing import find_routers
 
 LEARNING_RATE = 1e-4
 """Learning rate of that step, a usual one for continued training."""
@@ -32,53 +34,63 @@ class RouterGradient:
     after_step: float
 
 
-def probe_layer(
-    layer: nn.Module, target: Target, hidden_BTD: Tensor, kwargs: dict[str, Any], gradient_BTD: Tensor
-) -> tuple[RouterGradient, Tensor]:
+def probe_layer(layer: nn.Module, call: LayerCall, gradient_BTD: Tensor) -> tuple[RouterGradient | None, Tensor]:
     """Run one layer forwards and backwards; return its router's gradient norms and the gradient `(B, T, D)` below it.
 
-    `gradient_BTD` is the loss's gradient with respect to the layer's output.
+    `gradient_BTD` is the loss's gradient with respect to the layer's output; a dense layer has no router. What a layer
+    takes from layers below beside the hidden states (Gemma 4's shared keys and values) is held at its values.
     """
-    block, router = layer.get_submodule(target.block), layer.get_submodule(target.router.module)
-    weight = router.get_parameter("weight").requires_grad_()
     seen: list[Tensor] = []
-    hook = block.register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
+    routers = find_routers(layer)
+    hooks = [router.experts.register_forward_hook(partial(_cut, seen)) for router in routers]
+    weights = [router.weight.requires_grad_() for router in routers]
     try:
         with torch.enable_grad():
-            below_BTD = hidden_BTD.detach().requires_grad_()
-            output_BTD = layer(below_BTD, **kwargs)
-            into_BTD, out_of_BTD = seen
-            now_ED, at_block_BTD, gradient_below_BTD = torch.autograd.grad(
-                output_BTD, (weight, out_of_BTD, below_BTD), gradient_BTD
-            )
+            below_BTD = call.hidden_BTD.detach().requires_grad_()
+            output_BTD = call.run(layer, below_BTD)
     finally:
-        hook.remove()
-    experts = layer.get_submodule(target.experts)
-    after_ED = _gradient_after_step(router, experts, into_BTD.detach().flatten(0, 1), at_block_BTD.flatten(0, 1))
+        for hook in hooks:
+            hook.remove()
+    if not routers:
+        return None, torch.autograd.grad(output_BTD, below_BTD, gradient_BTD)[0]
+    into_TD, chosen_TK, weights_TK, out_of_TD = seen
+    now_ED, at_experts_TD, gradient_below_BTD = torch.autograd.grad(
+        output_BTD, (*weights, out_of_TD, below_BTD), gradient_BTD, retain_graph=True
+    )
+    del output_BTD, out_of_TD  # and with them all of the graph but the router's
+    seen.clear()
+    value_TK = _value_after_step(routers[0].experts, into_TD.detach(), chosen_TK, weights_TK.detach(), at_experts_TD)
+    (after_ED,) = torch.autograd.grad(weights_TK, weights, value_TK)
     return RouterGradient(float(now_ED.norm()), float(after_ED.norm())), gradient_below_BTD
 
 
-def _gradient_after_step(router: nn.Module, experts: nn.Module, into_TD: Tensor, gradient_TD: Tensor) -> Tensor:
-    """Return the router's gradient `(E, D)` once the down projections have made their step."""
-    with torch.enable_grad():
-        _, weights_TK, chosen_TK = router(into_TD)
+def _cut(seen: list[Tensor], _experts: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], output_TD: Tensor) -> Tensor:
+    """Note what experts are given and put out: hidden states `(T, D)`, choices and weights `(T, K)`, `(T, D)`.
+
+    What the layer goes on with is a copy, so that it does not write over what is noted.
+    """
+    seen.extend((*inputs, output_TD))
+    return output_TD.clone()
+
+
+def _value_after_step(
+    experts: nn.Module, into_TD: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gradient_TD: Tensor
+) -> Tensor:
+    """Return the loss's gradient `(T, K)` at the choices' weights once the down projections have made their step."""
     value_TK = torch.zeros_like(weights_TK)
     for expert in chosen_TK.unique().tolist():
         tokens_S, slots_S = torch.where(chosen_TK == expert)
         outer_SD = gradient_TD[tokens_S]
         moved_SD = _stepped_output(experts, expert, into_TD[tokens_S], outer_SD, weights_TK[tokens_S, slots_S])
-        value_TK[tokens_S, slots_S] = (outer_SD * moved_SD).sum(-1)  # dL/dw of this choice
-    (gradient_ED,) = torch.autograd.grad(weights_TK, router.get_parameter("weight"), value_TK)
-    return gradient_ED
+        value_TK[tokens_S, slots_S] = (outer_SD * moved_SD).sum(-1)
+    return value_TK
 
 
 @torch.no_grad()
-def _stepped_output(experts: nn.Module, expert: int, into_SD: Tensor, outer_SD: Tensor, weights_S: Tensor) -> Tensor:
+def _stepped_output(experts: Any, expert: int, into_SD: Tensor, outer_SD: Tensor, weights_S: Tensor) -> Tensor:
     """Return what one expert puts out `(S, D)` after its down projection's first AdamW step."""
     gate_up_2FD, down_DF = (experts.get_parameter(name)[expert] for name in ("gate_up_proj", "down_proj"))
-    gate_SF, up_SF = (into_SD @ gate_up_2FD.T).chunk(2, dim=-1)
-    activation: Any = experts.act_fn
-    inner_SF: Tensor = activation(gate_SF) * up_SF
+    inner_SF: Tensor = experts._apply_gate(into_SD @ gate_up_2FD.T)
     weighted_SD = weights_S[:, None] * outer_SD
     moved = []
     for rows in torch.arange(len(down_DF)).split(

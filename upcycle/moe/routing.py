@@ -8,7 +8,7 @@ router and the experts that count, those of the active adapter (`upcycle.adapter
 Shapes: L layers, T tokens, E experts, K top-k, D hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from upcycle.errors import UnsupportedError
 
@@ -28,6 +29,11 @@ class Router:
     module: nn.Module
     experts_name: str
     experts: nn.Module
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """Its matrix `(E, D)`."""
+        return _matrix(self.module)
 
     @property
     def layer(self) -> int:
@@ -73,12 +79,17 @@ def find_routers(model: nn.Module) -> list[Router]:
                 expected="one module whose class name ends in Router or Gate",
             )  # fmt: skip
         child, module = beside[0]
-        found.append(Router(f"{name}.{child}", module, f"{name}.experts", experts))
+        here = f"{name}." if name else ""
+        found.append(Router(f"{here}{child}", module, f"{here}experts", experts))
     return found
 
 
 def _named(model: nn.Module, router: str, experts: str) -> Router:
     return Router(router, model.get_submodule(router), experts, model.get_submodule(experts))
+
+
+def _matrix(router: nn.Module) -> nn.Parameter:
+    return next(parameter for parameter in router.parameters() if parameter.ndim == 2)
 
 
 def _is_router(module: nn.Module) -> bool:
@@ -101,7 +112,7 @@ class Recorder:
 
     def __post_init__(self) -> None:
         """Hook every router."""
-        self._hooks = [router.module.register_forward_hook(self._keep) for router in self.routers]
+        self._hooks = [hook for router in self.routers for hook in watch(router.module, self._keep)]
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -117,9 +128,32 @@ class Recorder:
         finally:
             self._on = False
 
-    def _keep(self, module: nn.Module, _inputs: Any, output: Any) -> None:
+    def _keep(self, routing: Routing) -> None:
         if self._on:
-            self.seen.append(_read(module, output))
+            self.seen.append(routing)
+
+
+LOGITS_OF = {"Gemma4TextRouter": "proj"}
+"""Class of a router that returns probabilities in the place of logits -> its module that puts the logits out."""
+
+
+def watch(router: nn.Module, see: Callable[[Routing], None]) -> list[RemovableHandle]:
+    """Call `see` with what `router` decides whenever it runs; return the hooks.
+
+    Such a run raises UnsupportedError for a router that does not return what stock routers do.
+    """
+    logits: list[Tensor] = []
+
+    def decided(module: nn.Module, _inputs: Any, output: Any) -> None:
+        see(_read(module, (logits[-1], *output[1:]) if logits else output))
+        logits.clear()
+
+    hooks = [router.register_forward_hook(decided)]
+    classes = {of.__name__ for of in type(router).__mro__}  # FSDP makes a class of its own of each
+    for child in (LOGITS_OF[name] for name in LOGITS_OF if name in classes):
+        module = router.get_submodule(child)
+        hooks.append(module.register_forward_hook(lambda _module, _inputs, output: logits.append(output)))
+    return hooks
 
 
 def _read(module: nn.Module, output: Any) -> Routing:
@@ -152,7 +186,7 @@ def scoring_of_router(router: nn.Module) -> str:
     """Return which of `SCORES` a router uses, asked by hidden states of its own size and weights that tell; where they
     do not, as of one that chooses a single expert, softmax. The router is as it was afterwards.
     """
-    matrix = next(parameter for parameter in router.parameters() if parameter.ndim == 2)
+    matrix = _matrix(router)
     kept, draw = matrix.clone(), torch.Generator().manual_seed(0)
     matrix.copy_(torch.randn(matrix.shape, generator=draw) * 2 / matrix.shape[1] ** 0.5)  # logits of a spread of 2
     hidden_TD = torch.randn(64, matrix.shape[1], generator=draw).to(matrix)
