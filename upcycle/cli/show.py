@@ -14,6 +14,7 @@ from upcycle.requests.request import Request, result_name
 if TYPE_CHECKING:
     from upcycle.adapt.attach import Attached
     from upcycle.adapt.merge import Merged
+    from upcycle.convert.candidates import Candidate
     from upcycle.convert.convert import Draft
     from upcycle.hub.push import Pushed
     from upcycle.plan.report import Report
@@ -37,7 +38,9 @@ def print_result(request: Request[Any], result: Any, *, as_json: bool = False) -
 
 def print_drafted(request: Any, drafted: "Draft") -> None:
     """Print what a conversion would write, or has written."""
-    if not isinstance(request, Convert):
+    if drafted.candidates:
+        print_candidates(drafted.candidates)
+    elif not isinstance(request, Convert):
         print_account(drafted.account)
     elif request.dry_run:
         print_account(drafted.account)
@@ -46,6 +49,26 @@ def print_drafted(request: Any, drafted: "Draft") -> None:
         print_pushed(request, cast("Pushed", getattr(drafted, "pushed", None)))
     else:
         print_written(request, drafted)
+
+
+def print_candidates(candidates: "Sequence[Candidate]") -> None:
+    """Print what a dense model can become: a line for each target, and below it what stops or limits it."""
+    click.echo(
+        f"{'target':<18}{'parameters':>18}{'active':>18}{'disk':>9}  {'function':<12}{'sparse layers':<28}readers"
+    )
+    for candidate in candidates:
+        told = candidate.as_json()
+        if candidate.plan is None:
+            click.echo(f"{told['target']:<18}cannot: {printable(told['problem'])}")
+            continue
+        counts, function = told["parameters"], "the same" if told["exact"] else "near"
+        click.echo(
+            f"{told['target']:<18}{counts['total']:>18,}{counts['active']:>18,}{size(told['disk_bytes']):>9}  "
+            f"{function:<12}{told['layers']:<28}{', '.join(told['readers'])}"
+        )
+        for limit in (*filter(None, [told["inexact"]]), *told["reader_limits"]):
+            click.echo(f"{'':<18}{printable(limit)}")
+    click.echo("\nThe first that has no `cannot` is made unless --target names another.")
 
 
 def print_written(request: Convert, drafted: "Draft") -> None:
@@ -152,6 +175,8 @@ def end_text(_: Any, _text: str) -> None:
 def json_of_draft(request: Any, drafted: "Draft") -> dict[str, Any]:
     """Return a conversion as JSON data: where it is, and its account."""
     counted = drafted.account.as_json()
+    if drafted.candidates:
+        return {"targets": [candidate.as_json() for candidate in drafted.candidates]}
     if not isinstance(request, Convert):
         return counted
     pushed = getattr(drafted, "pushed", None)

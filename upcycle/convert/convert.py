@@ -8,6 +8,7 @@ from upcycle.build.conversion import conversion_warnings, plan_conversion
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
+from upcycle.convert.candidates import Candidate, candidates
 from upcycle.convert.receipt import record_of
 from upcycle.plan.account import Account, account
 from upcycle.plan.execute import Advance
@@ -24,6 +25,7 @@ class Draft:
     plan: Plan
     account: Account
     warnings: tuple[str, ...]  # what a user should know before the work is done
+    candidates: tuple[Candidate, ...] = ()  # what the dense model can become, where that was asked for
     left: tuple[str, ...] = ()  # shards that other parts of the work have yet to write; OUT is not there until then
 
 
@@ -31,7 +33,8 @@ def draft(checkpoint: Checkpoint, request: Conversion) -> Draft:
     """Plan the conversion of `checkpoint`; see `plan_conversion` for what it raises."""
     plan = plan_conversion(checkpoint, request)
     warnings = conversion_warnings(checkpoint, plan, request)
-    return Draft(plan, account(plan, worker_count(getattr(request, "workers", 0))), warnings)
+    found = candidates(checkpoint, request) if getattr(request, "targets", False) else ()
+    return Draft(plan, account(plan, worker_count(getattr(request, "workers", 0))), warnings, found)
 
 
 def rehearse(directory: Path, request: Convert) -> Draft:

@@ -98,6 +98,11 @@ class Conversion(Request["Draft"]):
 class Plan(Conversion):
     """Show what a conversion would write, from headers alone."""
 
+    targets: bool = option(
+        False, "List the mixtures of experts that the model can become: exact or not, their size, what reads them.",
+        recorded=False,
+    )  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(Conversion):
