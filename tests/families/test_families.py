@@ -18,7 +18,7 @@ from upcycle.errors import CheckpointError, InputError, RequestError, Unsupporte
 from upcycle.families.config import ACTIVATIONS, find_pairs, target_config
 from upcycle.families.match import match
 from upcycle.families.pairs import DENSE, PAIRS, TARGETS, Pair, pair_of
-from upcycle.families.parts import ROLES, dimension
+from upcycle.families.parts import ROLES, When, dimension
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
 from upcycle.families.rope import TYPES
 from upcycle.families.rules import Carry, Keep, Rule
@@ -36,6 +36,13 @@ LLAMA = {"model_type": "llama", **{name: value for name, value in SMALL.items() 
 def pair(request: pytest.FixtureRequest) -> Pair:
     """The pair that `convert` makes of each dense model."""
     return pair_of(request.param)
+
+
+def defaults(config_class: Any) -> Any:
+    """The config that a class makes of nothing; what differs between its layers is that of most of them."""
+    config = config_class()
+    config.allow_global_per_layer_attribute_access = True
+    return config
 
 
 def carried(pair: Pair) -> list[tuple[str, Carry]]:
@@ -65,12 +72,14 @@ def test_every_pair_is_tested_from_end_to_end() -> None:
 
 
 def test_defaults_are_those_of_the_dense_class(pair: Pair) -> None:
-    config = CONFIGS[pair.dense.model_type]()
+    config = defaults(CONFIGS[pair.dense.model_type])
     for name, rule in carried(pair):
         if name == "num_key_value_heads" and rule.default is None:  # the class derives it
             assert config.num_key_value_heads == config.num_attention_heads
         else:
             assert getattr(config, name) == rule.default, name
+    if pair.dense.rope is None:  # its settings pass as they are
+        return
     settings = {name: value for name, value in config.rope_parameters.items() if name != "partial_rotary_factor"}
     assert settings == {"rope_theta": pair.dense.rope.theta, "rope_type": "default"}
     assert getattr(config, "original_max_position_embeddings", None) == pair.dense.rope.original_length
@@ -98,23 +107,24 @@ def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
     left = set(default.to_dict()) - set(written) - kept
     assert left == {"_name_or_path", "transformers_version", "is_encoder_decoder"} | ({"sliding_window"} & left)
     assert ("sliding_window" in left) == (pair.dense.model_type in ("llama", "qwen3"))
-    assert default.sliding_window is None  # where it is left
+    assert "sliding_window" not in left or default.sliding_window is None
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None:
     pair = pair_of(name)
     ours = target_config(pair, {"model_type": name})
-    theirs = CONFIGS[name]()
-    loaded = MOE_CONFIGS[pair.target.model_type](**ours)
+    theirs = defaults(CONFIGS[name])
+    loaded = defaults(lambda: MOE_CONFIGS[pair.target.model_type](**ours))
     for field in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps",
         "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
-        "attention_dropout",
+        "attention_dropout", *({"hidden_act", "hidden_activation"} & pair.fields.keys()),
     ):  # fmt: skip
         assert getattr(loaded, field) == getattr(theirs, field), field
-    rope = {field: value for field, value in theirs.rope_parameters.items() if field != "partial_rotary_factor"}
+    kept = {"partial_rotary_factor"} if pair.dense.rope else set()
+    rope = {field: value for field, value in theirs.rope_parameters.items() if field not in kept}
     assert loaded.rope_parameters == rope
     assert loaded.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
     assert loaded.sliding_window == getattr(theirs, "sliding_window", None)
@@ -127,7 +137,9 @@ def test_every_part_of_a_dense_model_has_one_place_in_its_target() -> None:
         ]
         refused = {name for name, rule in pair.fields.items() if not isinstance(rule, Carry)}
         parts = {
-            name for name, place in pair.dense.parts.items() if place.when is None or place.when.field not in refused
+            name
+            for name, place in pair.dense.parts.items()
+            if not isinstance(place.when, When) or place.when.field not in refused
         }
         assert parts <= set(placed), (pair.dense.model_type, pair.target.model_type)
         assert {row.role for row in pair.target.tensors} <= set(ROLES)

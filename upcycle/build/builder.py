@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.build.experts import Experts, Ffn, Slot
+from upcycle.build.padding import padded
 from upcycle.build.routers import RouterSlot
 from upcycle.checkpoint.header import Header, TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
@@ -108,6 +109,7 @@ class _Layout:
         self._main = self._asked or main_dtype(base.tensors[name] for name in used)
         self._own = {header.path for header in base.headers.values()}
         self._experts = {layer: self._experts_of(layer) for layer, sparse in enumerate(order.sparse) if sparse}
+        self._experts = _of_one_width(self._experts, matched.sizes["D"])
         first = next(iter(self._experts.values()))
         self._sizes = {
             **matched.sizes,
@@ -164,7 +166,7 @@ class _Layout:
             return Copy(spec)
 
         gate = matrix("gate") if "gate" in self._matched.dense.parts else None
-        ffn = Ffn(gate, matrix("up"), matrix("down"), self._matched.sizes["F"])
+        ffn = Ffn(gate, matrix("up"), matrix("down"), self._matched.sizes_in(layer)["F"])
         slot = Slot(layer, self._matched.sizes["D"], self._order.shared, partial(self._key, layer))
         return self._order.experts(ffn, slot)
 
@@ -181,9 +183,10 @@ class _Layout:
             return
         if tensor.parts == (HEAD,) and self._matched.tied and self._matched.part(self._base, HEAD) is None:
             return
+        sizes = {**self._sizes, **self._matched.sizes_in(layer)}
+        shape = tuple(dimension(letters, sizes) for letters in tensor.shape)
         for number in range(self._order.count) if tensor.per_expert else (None,):
             name = tensor.name.format(layer=layer, expert=number)
-            shape = tuple(dimension(letters, self._sizes) for letters in tensor.shape)
             source = self._source(tensor, name, layer, number)
             yield Write(name, self._dtype(source), shape, tensor.role, source)
 
@@ -225,6 +228,14 @@ class _Layout:
         """The dtype asked for, else that of the base's tensors that are read where they agree, else of most of it."""
         of = {spec.dtype for spec in reads(source) if spec.path in self._own}
         return self._asked or (of.pop() if len(of) == 1 else self._main)
+
+
+def _of_one_width(experts: dict[int, Experts], hidden: int) -> dict[int, Experts]:
+    """Return the experts of all layers as wide as the widest: a config has one width for them (`build.padding`)."""
+    widths = {made.ffns[0].width for made in experts.values()}
+    if len(widths) == 1:
+        return experts
+    return {layer: padded(made, hidden, max(widths)) for layer, made in experts.items()}
 
 
 def _scaled(part: Part, factor: float) -> Part:

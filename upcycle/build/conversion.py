@@ -15,6 +15,7 @@ from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.vocabulary import token_count
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
+from upcycle.families.pairs import TARGETS
 from upcycle.plan.dtypes import narrowest_dtype
 from upcycle.plan.plan import Plan
 from upcycle.plan.sources import Copy
@@ -56,7 +57,7 @@ def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion)
     """Return what a user should know before the work is done: a sentence each, none for most conversions."""
     found = (
         _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(plan),
-        _vocabulary_warning(checkpoint, plan, request),
+        _vocabulary_warning(checkpoint, plan, request), _nearly_warning(plan),
     )  # fmt: skip
     return tuple(text for text in found if text)
 
@@ -82,6 +83,12 @@ def _width_warning(plan: Plan) -> str | None:
         return None
     cure = f"--pad-width adds zero neurons up to {padded_width(plan.width, dtype)}"
     return problem if plan.hidden % row_multiple(dtype) else f"{problem}; {cure}"
+
+
+def _nearly_warning(plan: Plan) -> str | None:
+    """Say of a target that comes near the dense model, not to it, how near."""
+    nearly = TARGETS[plan.config["model_type"]].nearly
+    return nearly(plan.config) if nearly else None
 
 
 def _vocabulary_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:

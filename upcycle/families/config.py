@@ -1,6 +1,6 @@
 """From a dense model's config to its mixture's: every field is carried over, kept, left out, or refused by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from upcycle.errors import RequestError, UnsupportedError
@@ -19,10 +19,34 @@ ACTIVATIONS = (
 )  # fmt: skip
 """Of transformers (activations.py), those without parameters of their own."""
 
+KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "size": lambda value: type(value) is int and 1 <= value <= MAX_SIZE,
+    "count": lambda value: type(value) is int and 0 <= value <= MAX_SIZE,
+    "number": lambda value: _is_number(value),
+    "number or null": lambda value: _is_number(value),
+    "flag": lambda value: type(value) is bool,
+    "known activation": lambda value: isinstance(value, str) and value in ACTIVATIONS,
+    "kind of attention for each layer": lambda value: (
+        isinstance(value, list) and all(kind in ("full_attention", "sliding_attention") for kind in value)
+    ),
+    "head size for some layers": lambda value: isinstance(value, dict) and all(map(_is_head_size, value.items())),
+    "any": lambda _value: True,
+}
+"""What a value of a field must be -> whether one is."""
+
+MOE_FLAG = "enable_moe_block"
+"""Config field of dense models and mixtures of one type: the others then say nothing where it is false."""
+
 ALREADY_MOE = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 """Config fields by which a model that is a mixture of experts already is recognised."""
 
 _MAX_PROBLEMS = 8  # told at once
+
+
+def experts_named(config: Mapping[str, Any]) -> list[str]:
+    """Return the fields by which a config is that of a mixture of experts; none for a dense model."""
+    names = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
+    return names if config.get(MOE_FLAG, True) else []
 
 
 def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form = "full") -> tuple[Pair, ...]:
@@ -31,7 +55,7 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
     Raises UnsupportedError when there is none.
     """
     model_type = config.get("model_type")
-    experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
+    experts = experts_named(config)
     if experts:
         raise UnsupportedError(
             "the model is a mixture of experts already",
@@ -81,7 +105,8 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
     result: dict[str, Any] = {"architectures": [pair.target.model_class], "model_type": pair.target.model_type}
     fields = pair.fields
     problems = [problem for name, rule in fields.items() if (problem := _apply(name, rule, config, result))]
-    ruled = {*fields, *rope.FIELDS, "head_dim"}
+    settings = pair.dense.rope
+    ruled = {*fields, *(rope.FIELDS if settings else ()), "head_dim"}
     for name in ignored_fields:
         if name in ruled or name not in config:
             reason = "is accounted for, and is not left out" if name in ruled else "is not in config.json"
@@ -96,7 +121,8 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
             hint="if a field has no influence, --ignore-config NAME leaves it out" if unknown else None,
         )
     _derive_heads(config, result)
-    result.update(rope.rope_fields(config, pair.dense.rope, partial=pair.target.partial_rotary))
+    if settings:
+        result.update(rope.rope_fields(config, settings, partial=pair.target.partial_rotary))
     return result
 
 
@@ -129,10 +155,12 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
             value = rule.default
         result[rule.to or name] = value
         return None if value is None and rule.kind == "size" else _kind_problem(name, value, rule.kind)
-    if isinstance(rule, Keep) and name in config:
-        result[name] = value
+    if isinstance(rule, Keep):
+        if name in config:
+            result[name] = value
+        return None if value is None else _kind_problem(name, value, rule.kind)
     refused = value is not None and not _is_allowed(value, rule, config)
-    return f"{name} = {quoted(value)}: {rule.why}" if refused and not isinstance(rule, Keep) else None
+    return f"{name} = {quoted(value)}: {rule.why}" if refused else None
 
 
 def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
@@ -154,19 +182,19 @@ def _is_uniform(value: Any, rule: Uniform) -> bool:
 
 
 def _kind_problem(name: str, value: Any, kind: str) -> str | None:
-    good = {
-        "size": type(value) is int and 1 <= value <= MAX_SIZE,
-        "number": _is_number(value),
-        "number or null": _is_number(value),
-        "flag": type(value) is bool,
-        "known activation": value in ACTIVATIONS if isinstance(value, str) else False,
-        "any": True,
-    }[kind]
+    good = KINDS[kind](value)
     return None if good else f"{name} = {quoted(value)}: expected a {kind}"
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < float("inf")
+
+
+def _is_head_size(entry: tuple[Any, Any]) -> bool:
+    """Whether an entry of Gemma 4's `per_layer_config` is a layer's number and nothing but sizes of its heads."""
+    layer, sizes = entry
+    named = isinstance(sizes, dict) and sizes.keys() <= {"head_dim", "num_key_value_heads"}
+    return layer.isdecimal() and named and all(KINDS["size"](size) for size in sizes.values())
 
 
 def _derive_heads(config: Mapping[str, Any], result: dict[str, Any]) -> None:

@@ -52,10 +52,13 @@ class Match:
     @property
     def cache_width(self) -> int:
         """The number of keys and values that one token leaves in the cache, in all layers."""
-        parts = ("attention.k", "attention.v")
-        places = [self.place(part, layer) for part in parts for layer in range(self.layers)]
-        ends = [self.shape(place.rows or ("0", place.shape[0])) for place in places if place]
-        return sum(end - first for first, end in ends)
+        width = 0
+        for layer in range(self.layers):
+            keys, values = self.place("attention.k", layer), self.place("attention.v", layer)
+            for place in (keys, values or keys):  # without a projection of their own, values are the keys
+                first, end = self.shape(place.rows or ("0", place.shape[0]), layer) if place else (0, 0)
+                width += end - first
+        return width
 
     @property
     def tied(self) -> bool:
@@ -67,19 +70,25 @@ class Match:
         place = self.dense.parts.get(part)
         return place if place and (place.when is None or place.when.holds(self.dense_config, layer)) else None
 
-    def tensors(self) -> Iterator[tuple[str, Place, str]]:
-        """Yield every tensor that the dense checkpoint has, as (one of its parts, its place, its name)."""
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Yield every tensor that the dense checkpoint has, as (one of its parts, its shape, its name)."""
         seen = set()
         for part, place in self.dense.parts.items():
             for layer in range(self.layers) if place.per_layer else (0,):
                 name = place.tensor.format(layer=layer)
                 if name not in seen and self.place(part, layer):  # else it holds other rows of the same one
                     seen.add(name)
-                    yield part, place, name
+                    yield part, self.shape(place.shape, layer), name
 
-    def shape(self, letters: Sequence[str]) -> tuple[int, ...]:
-        """Return the shape that `letters` stand for."""
-        return tuple(dimension(letter, self.sizes) for letter in letters)
+    def sizes_in(self, layer: int) -> Mapping[str, int]:
+        """Return what the letters stand for in one layer."""
+        own = {letter: size(self.config, layer) for letter, size in self.dense.layer_sizes.items()}
+        return {**self.sizes, **own} if own else self.sizes
+
+    def shape(self, letters: Sequence[str], layer: int = 0) -> tuple[int, ...]:
+        """Return the shape that `letters` stand for in a layer."""
+        sizes = self.sizes_in(layer)
+        return tuple(dimension(letter, sizes) for letter in letters)
 
     def part(self, checkpoint: Checkpoint, part: str, layer: int = 0) -> TensorSpec | None:
         """Return where a part of the dense model lies in `checkpoint`; None where it is not there, as a tied head."""
@@ -87,7 +96,7 @@ class Match:
         spec = checkpoint.tensors.get(place.tensor.format(layer=layer)) if place else None
         if spec is None or place is None or place.rows is None:
             return spec
-        first, end = self.shape(place.rows)
+        first, end = self.shape(place.rows, layer)
         return rows_of(spec, first, end)
 
 
@@ -131,7 +140,7 @@ def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
     _check_layers(matched, checkpoint)
     tied = matched.config["tie_word_embeddings"]
     expected: set[str] = set()
-    for part, place, name in matched.tensors():
+    for part, shape, name in matched.tensors():
         expected.add(name)
         spec = tensors.get(name)
         if spec is None:
@@ -146,7 +155,6 @@ def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
                 expected=", ".join(FLOATS),
                 hint=_DEQUANTISE,
             )
-        shape = matched.shape(place.shape)
         if spec.shape != shape:
             raise CheckpointError(
                 f"tensor {name!r} does not match config.json", where=spec.path, found=spec.shape, expected=shape

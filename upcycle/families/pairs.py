@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from upcycle.errors import UnsupportedError
 from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.gemma4_text import GEMMA4_TEXT
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.dense.mistral import MISTRAL
 from upcycle.families.dense.phi3 import PHI3
 from upcycle.families.dense.qwen3 import QWEN3
 from upcycle.families.rules import Carry, Reaches, Rule
+from upcycle.families.targets.gemma4_text import GEMMA4_TEXT_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
 from upcycle.families.targets.mixtral import MIXTRAL
@@ -72,6 +74,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair(MISTRAL, MIXTRAL),
     Pair(QWEN3, QWEN3_MOE),
     Pair(PHI3, MIXTRAL),
+    Pair(GEMMA4_TEXT, GEMMA4_TEXT_MOE),
     Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
     Pair(LLAMA, GRANITEMOESHARED, forms=("compact",)),
     Pair(LLAMA, QWEN2_MOE, forms=("compact",)),

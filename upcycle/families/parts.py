@@ -7,12 +7,12 @@ tensors is made of (`Tensor`). Experts, shared experts and routers are parts of 
 
 Shapes are written in letters, resolved from the config: V vocabulary, D hidden, F the dense FFN's neurons, Q query
 width (heads x head_dim), K key/value width, H head_dim, E experts, M neurons of an expert, S neurons of the shared
-expert, digits for themselves; `2F` is twice F and `Q+2K` a sum. A dense model may have letters of its own. `{layer}`
-and `{expert}` in a name stand for numbers.
+expert, digits for themselves; `2F` is twice F and `Q+2K` a sum. A dense model may have letters of its own, and letters
+that differ from layer to layer. `{layer}` and `{expert}` in a name stand for numbers.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +55,13 @@ class When:
         return found in self.values
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A tensor is there only in layers for which a function of the config and the layer's number says so."""
+
+    holds: Callable[[Mapping[str, Any], int], bool]
+
+
 SPARSE = When("ffn", ("sparse",))
 """Of a mixture's tensor: in layers with experts. `ffn` is no field of a config; a plan knows it."""
 
@@ -72,7 +79,7 @@ class Place:
     tensor: str
     shape: tuple[str, ...]  # of the whole tensor
     rows: tuple[str, str] | None = None  # the first row and the one after the last; None: all of them
-    when: When | None = None  # by the dense config; None: always
+    when: When | Where | None = None  # by the dense config; None: always
 
     @property
     def per_layer(self) -> bool:
@@ -94,7 +101,7 @@ class Tensor:
     parts: tuple[str, ...] = ()
     factor: float = 1.0  # that the parts are multiplied by
     fill: Literal[0, 1, None] = None  # the value where a part is not there; None: zero without parts, else it must be
-    when: When | None = None  # by the mixture's config, and by SPARSE, DENSE and SHARED; None: always
+    when: When | Where | None = None  # by the mixture's config, and by SPARSE, DENSE and SHARED; None: always
 
     @property
     def per_layer(self) -> bool:

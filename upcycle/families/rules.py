@@ -9,13 +9,15 @@ class Carry:
     """The target has the field too; it is written even when absent, since the classes' defaults differ."""
 
     default: Any  # of the dense class
-    kind: str = "any"  # size, number, number or null, flag, known activation or any: what a value is
+    kind: str = "any"  # what a value is: a key of `families.config.KINDS`
     to: str | None = None  # what the target calls it; None: the same
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
     """The field has no influence on what the model computes; it is written as it is when present."""
+
+    kind: str = "any"  # what a value is, if it is not null: as of Carry
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,10 +91,11 @@ def _opened_base(adapter: Path, named: str, base: str | None, allow_pickle: bool
 def check_experts(adapter: Path, dense: "Checkpoint") -> None:
     """Raise InputError unless the adapter's experts fit the layers of a dense model that upcycle knows."""
     from upcycle.build.adapter_experts import open_experts
+    from upcycle.families.config import experts_named
     from upcycle.families.match import match
     from upcycle.families.pairs import DENSE
 
-    if dense.config.get("model_type") in DENSE:
+    if dense.config.get("model_type") in DENSE and not experts_named(dense.config):
         open_experts(adapter, match(dense))
 
 

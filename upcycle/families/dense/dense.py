@@ -40,9 +40,11 @@ class Dense:
     title: str  # what people call it
     parts: Mapping[str, Place]
     fields: Mapping[str, Rule]  # what becomes of each config field; a pair may say otherwise
-    rope: Rope
+    rope: Rope | None  # None: `fields` has its rotary settings, which pass as they are
     modules: Modules | None  # None: the FFN has no three linear layers of its own
     ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
     spine: Spine = Spine()
     readers: Readers = Readers()
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
+    layer_sizes: Mapping[str, Callable[[Mapping[str, Any], int], int]] = field(default_factory=dict)
+    """Letters that stand for something else in each layer: of the target's config, and the layer's number."""

@@ -49,6 +49,9 @@ class Target:
     readers: Readers = Readers()
     spine: Spine = Spine()
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
+    nearly: Callable[[Config], str] | None = None
+    """How near the dense model a conversion comes where the weights decide; None: as near as rounding."""
+    keeps_ffn: str | None = None  # why the experts of an adapter do not merge where the dense FFN stays beside them
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
 
     @property
