@@ -18,6 +18,7 @@ from upcycle.errors import UnsupportedError
 from upcycle.families.config import longest_sequence
 from upcycle.families.match import Match
 from upcycle.families.parts import HEAD, MATRICES, Tensor, dimension
+from upcycle.families.wrappers import Frame
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
@@ -40,6 +41,7 @@ class Order:
     sparse: tuple[bool, ...]  # of each layer: whether it gets experts
     shared: bool  # a shared expert, which every token uses, stands beside them
     headers: Mapping[str, Header]  # of the files that are read, by their names in the receipt
+    frame: Frame | None = None  # what is around the language model; None: nothing
 
 
 def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
@@ -56,9 +58,10 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
     config = layout.config(writes)
     rounded = sorted({write.dtype for write in writes if not write.lossless})
     inexact = layout.inexact or (f"values are rounded to {' and '.join(rounded)}" if rounded else None)
+    target, frame = matched.target, order.frame
     return Plan(
-        shards=lay_out(writes, order.shard_bytes),
-        config=config,
+        shards=lay_out(_framed(writes, frame) if frame else writes, order.shard_bytes),
+        config=frame.around(config) if frame else config,
         files=order.files,
         sources={name: {"size": h.size, "header_sha256": h.sha256} for name, h in sorted(order.headers.items())},
         inexact=inexact,
@@ -71,7 +74,8 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
         hidden=matched.sizes["D"],
         width=layout.width,
         vocabulary=matched.sizes["V"],
-        reader_limits=matched.target.reader_limits(config),
+        reader_limits=() if frame else target.reader_limits(config),
+        nearly=target.nearly(config) if target.nearly else None,
     )
 
 
@@ -228,6 +232,12 @@ class _Layout:
         """The dtype asked for, else that of the base's tensors that are read where they agree, else of most of it."""
         of = {spec.dtype for spec in reads(source) if spec.path in self._own}
         return self._asked or (of.pop() if len(of) == 1 else self._main)
+
+
+def _framed(writes: list[Write], frame: Frame) -> list[Write]:
+    """Return the writes of a language model as part of a whole, after copies of everything else."""
+    others = [Write(spec.name, spec.dtype, spec.shape, "other", Copy(spec)) for spec in frame.others]
+    return [*others, *(replace(write, name=frame.name(write.name)) for write in writes)]
 
 
 def _of_one_width(experts: dict[int, Experts], hidden: int) -> dict[int, Experts]:

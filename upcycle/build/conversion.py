@@ -15,7 +15,7 @@ from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.vocabulary import token_count
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
-from upcycle.families.pairs import TARGETS
+from upcycle.families.wrappers import unwrap
 from upcycle.plan.dtypes import narrowest_dtype
 from upcycle.plan.plan import Plan
 from upcycle.plan.sources import Copy
@@ -27,10 +27,13 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
 
     Raises CheckpointError, UnsupportedError or RequestError for all that would go wrong, before a byte is written.
     """
-    matched = match(checkpoint, request.ignore_config, request.target)
+    text, frame = unwrap(checkpoint)
+    matched = match(text, request.ignore_config, request.target)
+    if frame:
+        frame.check(matched.pair)
     check_router_can_learn(matched.target, request)
     method = method_of(request.method)
-    dtype = expert_dtype(checkpoint, matched, request.dtype)
+    dtype = expert_dtype(text, matched, request.dtype)
 
     def experts(ffn: Ffn, slot: Slot) -> Experts:
         made = method(ffn, slot, request)
@@ -45,19 +48,20 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
         seed=request.seed,
         dtype=request.dtype,
         shard_bytes=request.shard_bytes(),
-        files=side_files(checkpoint.directory, request),
+        files=side_files(checkpoint.directory, request, processors=frame is not None),
         sparse=sparse_layers(matched, request.layers),
         shared=False,
         headers=checkpoint.headers,
+        frame=frame,
     )
-    return build_plan(checkpoint, matched, order)
+    return build_plan(text, matched, order)
 
 
 def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> tuple[str, ...]:
     """Return what a user should know before the work is done: a sentence each, none for most conversions."""
     found = (
         _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(plan),
-        _vocabulary_warning(checkpoint, plan, request), _nearly_warning(plan),
+        _vocabulary_warning(checkpoint, plan, request), plan.nearly,
     )  # fmt: skip
     return tuple(text for text in found if text)
 
@@ -83,12 +87,6 @@ def _width_warning(plan: Plan) -> str | None:
         return None
     cure = f"--pad-width adds zero neurons up to {padded_width(plan.width, dtype)}"
     return problem if plan.hidden % row_multiple(dtype) else f"{problem}; {cure}"
-
-
-def _nearly_warning(plan: Plan) -> str | None:
-    """Say of a target that comes near the dense model, not to it, how near."""
-    nearly = TARGETS[plan.config["model_type"]].nearly
-    return nearly(plan.config) if nearly else None
 
 
 def _vocabulary_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:

@@ -7,6 +7,7 @@ from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
 from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.wrappers import WRAPPERS
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -61,6 +62,9 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
             "the model is a mixture of experts already",
             found=f"{experts[0]} = {short(config[experts[0]])}, {short(model_type)}",
         )
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping):
+        raise _multimodal(model_type, inner)
     if not isinstance(model_type, str) or model_type not in DENSE:
         raise UnsupportedError(
             "no mixture of experts is known for this model",
@@ -74,6 +78,23 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
             "the checkpoint holds another kind of model", found=short(architectures), expected=model_class
         )
     return pairs
+
+
+def _multimodal(model_type: Any, inner: Mapping[str, Any]) -> UnsupportedError:
+    """Return the error for a model of several kinds of input whose parts are not taken apart here."""
+    text = inner.get("model_type")
+    known = isinstance(text, str) and text in DENSE
+    why = (
+        "only plan, convert and verify see the language model in it"
+        if model_type in WRAPPERS
+        else "no mixture of experts is known for it as a whole"
+    )
+    return UnsupportedError(
+        f"the model is multimodal, and {why}",
+        found=f"model_type {quoted(model_type)}, whose language model is a {quoted(text)}",
+        expected=None if known else f"a language model of the type {', '.join(DENSE)}",
+        hint=f"the language model saved by itself, a {text}, can be taken" if known else None,
+    )
 
 
 def fitting(

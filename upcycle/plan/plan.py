@@ -27,7 +27,7 @@ class Write:
     name: str
     dtype: str  # a safetensors dtype
     shape: tuple[int, ...]
-    role: str  # embeddings, attention, norms, router, experts or head
+    role: str  # one of `families.parts.ROLES`
     source: Source
 
     @property
@@ -106,6 +106,7 @@ class Plan:
     vocabulary: int  # rows of the embedding
     inexact: str | None = None  # why the output computes something else than the source, where it does
     reader_limits: tuple[str, ...] = ()  # what other programs do not compute of it, a sentence each
+    nearly: str | None = None  # how near the source it comes, where its weights decide
 
     @property
     def exact(self) -> bool:
