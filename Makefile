@@ -57,10 +57,12 @@ lint: install
 	$(BIN)/mypy --platform darwin upcycle
 	$(BIN)/lint-imports --no-logo
 
-# What is generated from the code: the command reference, the recipe schema, the layers and files in docs/house.md.
+# What is generated from the code: the command reference, the recipe schema, the tables of families (their figures are
+# measured anew), the layers and files in docs/house.md.
 docs: install
 	$(BIN)/python -m tests.cli_reference > docs/cli.md
 	$(BIN)/upcycle run --schema > recipes/recipe.schema.json
+	$(BIN)/python -m tests.families_table
 	$(BIN)/python -m tests.house_layout
 
 bench: install $(ASSETS)/SmolLM2-135M-Instruct.gguf

@@ -18,9 +18,8 @@ import pytest
 import yaml
 
 from benchmarks.models import MISTRAL_7B, write_sparse
-from tests import house_layout
+from tests import families_table, house_layout
 from upcycle.cli.main import group
-from upcycle.families.pairs import DENSE, pair_of
 from upcycle.pipeline.steps import read_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -151,9 +150,10 @@ def test_the_plan_of_the_guide_is_what_upcycle_prints(tmp_path: Path) -> None:
     assert upcycle(*shlex.split(line)[1:], directory=tmp_path) in blocks("docs/convert.md", "text")
 
 
-def test_the_readme_lists_every_pair_of_models() -> None:
-    rows = set(re.findall(r"^\| `(\w+)` .*?\| `(\w+)` \|", text("README.md"), re.MULTILINE))
-    assert rows == {(dense, pair_of(dense).target.model_type) for dense in DENSE}
+@pytest.mark.parametrize("page", ["README.md", "docs/families.md"])
+def test_the_tables_of_families_are_current(page: str) -> None:
+    made = families_table.without_figures(families_table.page(page))
+    assert families_table.without_figures(text(page)) == made, "run `make docs`"
 
 
 def test_the_house_is_current() -> None:

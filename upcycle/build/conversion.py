@@ -13,9 +13,12 @@ from upcycle.checkpoint.place import DEQUANTISED_FILE
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.vocabulary import token_count
+from upcycle.families.config import find_pairs, unruled
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
-from upcycle.families.wrappers import unwrap
+from upcycle.families.unread import reads
+from upcycle.families.wrappers import TEXT, language_model, unwrap
+from upcycle.message import listed
 from upcycle.plan.dtypes import narrowest_dtype
 from upcycle.plan.plan import Plan
 from upcycle.plan.sources import Copy
@@ -61,7 +64,7 @@ def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion)
     """Return what a user should know before the work is done: a sentence each, none for most conversions."""
     found = (
         _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(plan),
-        _vocabulary_warning(checkpoint, plan, request), plan.nearly,
+        _vocabulary_warning(checkpoint, plan, request), _unread_warning(checkpoint, plan, request), plan.nearly,
     )  # fmt: skip
     return tuple(text for text in found if text)
 
@@ -87,6 +90,22 @@ def _width_warning(plan: Plan) -> str | None:
         return None
     cure = f"--pad-width adds zero neurons up to {padded_width(plan.width, dtype)}"
     return problem if plan.hidden % row_multiple(dtype) else f"{problem}; {cure}"
+
+
+def _unread_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:
+    """Name the config fields without influence that nobody told upcycle of, and what has become of them."""
+    config = language_model(checkpoint).config
+    pair = find_pairs(config, plan.config.get(TEXT, plan.config)["model_type"])[0]
+    unread = [name for name in unruled(pair, config) if name not in request.ignore_config]
+    if not unread:
+        return None
+    left = [name for name in unread if reads(pair.target.model_type, name)]
+    kept = [name for name in unread if name not in left]
+    parts = [f"{listed(kept)} kept" if kept else "", f"{listed(left)} left out" if left else ""]
+    return (
+        f"config.json has fields that {pair.dense.model_class} of transformers does not read, so that they change "
+        f"nothing: {', '.join(part for part in parts if part)}"
+    )
 
 
 def _vocabulary_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:

@@ -7,6 +7,7 @@ from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
 from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.unread import concern, reads
 from upcycle.families.wrappers import WRAPPERS
 from upcycle.message import listed, quoted
 
@@ -73,7 +74,7 @@ def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form 
         )
     pairs = pairs_of(model_type, target, form)
     architectures, model_class = config.get("architectures"), pairs[0].dense.model_class
-    if architectures not in (None, [model_class]):
+    if architectures is not None and not _is_class(architectures, model_class):
         raise UnsupportedError(
             "the checkpoint holds another kind of model", found=short(architectures), expected=model_class
         )
@@ -118,33 +119,50 @@ def fitting(
     )
 
 
+def _is_class(architectures: Any, model_class: str) -> bool:
+    """Whether `architectures` names the class alone, in any case: the first llamas say LLaMAForCausalLM."""
+    names = architectures if isinstance(architectures, list) else []
+    return [str(name).lower() for name in names] == [model_class.lower()]
+
+
 def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequence[str] = ()) -> dict[str, Any]:
     """Return the target's config fields for a dense config; raise UnsupportedError listing every one without a place.
 
-    `ignored_fields` names fields that the user declares to have no influence.
+    `ignored_fields` names fields that the user declares to have no influence. Of the fields that no rule names, those
+    without influence on the dense class (see `families.unread`) are kept, unless the target's class would read them.
     """
     result: dict[str, Any] = {"architectures": [pair.target.model_class], "model_type": pair.target.model_type}
     fields = pair.fields
     problems = [problem for name, rule in fields.items() if (problem := _apply(name, rule, config, result))]
-    settings = pair.dense.rope
-    ruled = {*fields, *(rope.FIELDS if settings else ()), "head_dim"}
+    ruled = _ruled(pair)
     for name in ignored_fields:
         if name in ruled or name not in config:
             reason = "is accounted for, and is not left out" if name in ruled else "is not in config.json"
             raise RequestError(f"--ignore-config {name}: the field {reason}", option="ignore_config")
-    known = {*ruled, *ignored_fields}
-    unknown = [name for name in config if name not in known]
-    problems += [f"{short(name)} = {quoted(config[name])}: not known to have a counterpart" for name in unknown]
+    others = [name for name in unruled(pair, config) if name not in ignored_fields]
+    concerns = {name: why for name in others if (why := concern(pair.dense.model_type, name, config))}
+    problems += [f"{short(name)} = {quoted(config[name])}: {why}" for name, why in concerns.items()]
     if problems:
         raise UnsupportedError(
             f"config.json says what {pair.target.model_type} cannot express: "
             + listed(problems, _MAX_PROBLEMS, between="; ", cut=400),
-            hint="if a field has no influence, --ignore-config NAME leaves it out" if unknown else None,
+            hint="if a field has no influence, --ignore-config NAME leaves it out" if concerns else None,
         )
+    result.update({name: config[name] for name in others if not reads(pair.target.model_type, name)})
     _derive_heads(config, result)
-    if settings:
-        result.update(rope.rope_fields(config, settings, partial=pair.target.partial_rotary))
+    if pair.dense.rope:
+        result.update(rope.rope_fields(config, pair.dense.rope, partial=pair.target.partial_rotary))
     return result
+
+
+def unruled(pair: Pair, config: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a dense config for which the pair has no rule."""
+    ruled = _ruled(pair)
+    return [name for name in config if name not in ruled]
+
+
+def _ruled(pair: Pair) -> set[str]:
+    return {*pair.fields, *(rope.FIELDS if pair.dense.rope else ()), "head_dim"}
 
 
 def sizes_of(pair: Pair, config: Mapping[str, Any]) -> dict[str, int]:

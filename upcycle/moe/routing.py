@@ -157,7 +157,10 @@ def watch(router: nn.Module, see: Callable[[Routing], None]) -> list[RemovableHa
 
 
 def _read(module: nn.Module, output: Any) -> Routing:
-    if not (isinstance(output, tuple) and len(output) == 3) or output[2].is_floating_point():
+    known = isinstance(output, tuple) and len(output) == 3 and all(isinstance(given, Tensor) for given in output)
+    if known and not output[0].is_floating_point():
+        output = output[::-1]  # GraniteMoe in transformers 5.17
+    if not known or output[2].is_floating_point():
         raise UnsupportedError(
             "the router does not return what stock routers do",
             where=type(module).__name__,

@@ -221,4 +221,4 @@ def _write(scratch: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _streamed(drafted: Draft, pushed: "Pushed | None") -> Streamed:
-    return Streamed(drafted.plan, drafted.account, drafted.warnings, drafted.left, pushed)
+    return Streamed(drafted.plan, drafted.account, drafted.warnings, left=drafted.left, pushed=pushed)

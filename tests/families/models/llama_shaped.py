@@ -8,6 +8,8 @@ LONGROPE = {
 }  # fmt: skip
 
 MODELS = {
+    "llama": Model("llama", "mixtral", {"head_dim": 10}),
+    "mistral": Model("mistral", "mixtral", {"sliding_window": 5, "tie_word_embeddings": True}),
     "llama_bias": Model("llama", "granitemoe", {"attention_bias": True}),
     "qwen3": Model("qwen3", "qwen3_moe", {"head_dim": 12}),
     "qwen3_tied": Model("qwen3", "qwen3_moe", {"head_dim": 8, "tie_word_embeddings": True}),

@@ -45,6 +45,7 @@ class Dense:
     ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
     spine: Spine = Spine()
     readers: Readers = Readers()
+    known: str = ""  # models that people know of it
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
     layer_sizes: Mapping[str, Callable[[Mapping[str, Any], int], int]] = field(default_factory=dict)
     """Letters that stand for something else in each layer: of the target's config, and the layer's number."""

@@ -12,6 +12,7 @@ _BIASED = When("attention_bias", (True,))
 LLAMA = Dense(
     model_type="llama",
     model_class="LlamaForCausalLM",
+    known="Llama 2 and 3, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama",
     title="Llama",
     parts={
         "embeddings": Place("model.embed_tokens.weight", ("V", "D")),

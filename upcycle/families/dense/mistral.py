@@ -9,6 +9,7 @@ MISTRAL = replace(
     LLAMA,
     model_type="mistral",
     model_class="MistralForCausalLM",
+    known="Mistral 7B, Nemo, Small 24B text",
     title="Mistral",
     fields={
         **COMMON,

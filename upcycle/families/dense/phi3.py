@@ -17,6 +17,7 @@ PHI3 = replace(
     LLAMA,
     model_type="phi3",
     model_class="Phi3ForCausalLM",
+    known="Phi-3, Phi-4",
     title="Phi-3",
     readers=Readers(),  # not tried
     parts={

@@ -14,6 +14,7 @@ QWEN3 = replace(
     LLAMA,
     model_type="qwen3",
     model_class="Qwen3ForCausalLM",
+    known="Qwen3 dense models",
     title="Qwen3",
     readers=Readers(),  # not tried
     parts={

@@ -48,6 +48,7 @@ class Target:
     limits: tuple[Limit, ...]  # settings that llama.cpp, mlx-lm or vLLM ignore, refuse or compute wrongly
     readers: Readers = Readers()
     spine: Spine = Spine()
+    stock_loss: bool = True  # transformers' own forward adds a load-balancing loss to its loss
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
     nearly: Callable[[Config], str] | None = None
     """How near the dense model a conversion comes where the weights decide; None: as near as rounding."""
