@@ -21,7 +21,7 @@ from upcycle.families.pairs import DENSE, PAIRS, TARGETS, Pair, pair_of
 from upcycle.families.parts import ROLES, When, dimension
 from upcycle.families.rope import FIELDS as ROPE_FIELDS
 from upcycle.families.rope import TYPES
-from upcycle.families.rules import Carry, Keep, Rule
+from upcycle.families.rules import Carry, Each, Keep, Rule
 
 CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in DENSE}
 MOE_CONFIGS: dict[str, Any] = {name: CONFIG_MAPPING[name] for name in TARGETS}
@@ -102,31 +102,35 @@ def test_every_field_of_the_target_is_written_or_left_alike(pair: Pair) -> None:
     default = MOE_CONFIGS[pair.target.model_type]()
     written = target_config(pair, {"model_type": pair.dense.model_type})
     written |= dict.fromkeys([*pair.target.fields, *pair.target.constants])
+    written |= (pair.target.layer_choice.fields((True,)) or {}) if pair.target.layer_choice else {}
     kept = {name for name, rule in pair.fields.items() if isinstance(rule, Keep)}
-    left = set(default.to_dict()) - set(written) - kept
-    assert left == {"_name_or_path", "transformers_version", "is_encoder_decoder"} | ({"sliding_window"} & left)
-    assert ("sliding_window" in left) == (pair.dense.model_type in ("llama", "qwen3"))
-    assert "sliding_window" not in left or default.sliding_window is None
+    left = {name: value for name, value in default.to_dict().items() if name not in {*written, *kept}}
+    idle = {"_name_or_path", "transformers_version", "is_encoder_decoder", "pretraining_tp"}
+    assert {name: value for name, value in left.items() if name not in idle and value is not None} == {}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_empty_config_becomes_what_the_dense_class_assumes(name: str) -> None:
     pair = pair_of(name)
     ours = target_config(pair, {"model_type": name})
-    theirs = defaults(CONFIGS[name])
+    theirs = pair.dense.as_read(defaults(CONFIGS[name]).to_dict())
     loaded = defaults(lambda: MOE_CONFIGS[pair.target.model_type](**ours))
     for field in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps",
+        "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps",
         "tie_word_embeddings", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id",
-        "attention_dropout", *({"hidden_act", "hidden_activation"} & pair.fields.keys()),
+        "attention_dropout", *(field for field, rule in pair.fields.items() if isinstance(rule, Each)),
     ):  # fmt: skip
-        assert getattr(loaded, field) == getattr(theirs, field), field
-    kept = {"partial_rotary_factor"} if pair.dense.rope else set()
-    rope = {field: value for field, value in theirs.rope_parameters.items() if field not in kept}
+        if field in CONFIGS[name]().to_dict():
+            assert getattr(loaded, field) == theirs[field], field
+    rope = dict(theirs["rope_parameters"])
+    if pair.dense.rope:
+        rope["partial_rotary_factor"] = pair.dense.rope.rotated
+        if not pair.target.partial_rotary:
+            del rope["partial_rotary_factor"]
     assert loaded.rope_parameters == rope
-    assert loaded.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
-    assert loaded.sliding_window == getattr(theirs, "sliding_window", None)
+    assert loaded.head_dim == (theirs.get("head_dim") or theirs["hidden_size"] // theirs["num_attention_heads"])
+    assert getattr(loaded, "sliding_window", None) == theirs.get("sliding_window")
 
 
 def test_every_part_of_a_dense_model_has_one_place_in_its_target() -> None:
@@ -134,7 +138,7 @@ def test_every_part_of_a_dense_model_has_one_place_in_its_target() -> None:
         placed = [
             part.replace("expert.", "").replace("shared.", "") for row in pair.target.tensors for part in row.parts
         ]
-        refused = {name for name, rule in pair.fields.items() if not isinstance(rule, Carry)}
+        refused = {name for name, rule in pair.fields.items() if not isinstance(rule, Carry | Each)}
         parts = {
             name
             for name, place in pair.dense.parts.items()

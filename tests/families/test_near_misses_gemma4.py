@@ -19,8 +19,11 @@ from upcycle.requests import Conversion, Verify
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a mixture": ({"enable_moe_block": True, "num_experts": 4}, "a mixture of experts already; found num_experts = 4"),
-    "short list": ({"layer_types": ["full_attention"]}, "layer_types does not name every layer; found 1 layers, expec"),
-    "strange layer": ({"layer_types": ["full_attention"] * 3 + ["linear_attention"]}, "expected a kind of attention"),
+    "short list": ({"layer_types": ["full_attention"]}, "expected full_attention or sliding"),
+    "strange layer": (
+        {"layer_types": ["linear_attention"] + ["full_attention"] * 3},
+        "expected full_attention or sliding",
+    ),
     "other widths": ({"per_layer_config": {"1": {"intermediate_size": 8}}}, "expected a head size for some layers"),
     "no such width": ({"hidden_size_per_layer_input": -1}, "hidden_size_per_layer_input = -1: expected a count"),
 }

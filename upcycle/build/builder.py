@@ -119,7 +119,7 @@ class _Layout:
             **matched.sizes,
             "E": order.count,
             "M": first.ffns[0].width,
-            "S": first.shared.width if first.shared else 0,
+            "S": first.shared.width if first.shared else matched.target.idle_width,
         }
         self.width = first.ffns[0].width
         self.inexact = next((made.inexact for made in self._experts.values() if made.inexact), None)
@@ -200,13 +200,19 @@ class _Layout:
             return self._order.router(slot)
         if not tensor.parts:
             return Ones() if tensor.fill else Zeros()
-        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared"):
+        if tensor.fill is not None and not self._has(tensor.parts[0], layer):
+            return Ones() if tensor.fill else Zeros()
+        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared", "first"):
             parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
             return parts[0] if len(parts) == 1 else Stacked(parts)
-        if tensor.fill is not None and self._matched.place(tensor.parts[0], layer) is None:
-            return Ones() if tensor.fill else Zeros()
         carried = tuple(self._carried(part, layer) for part in tensor.parts)
         return carried[0] if len(carried) == 1 else Stacked(carried)
+
+    def _has(self, part: str, layer: int) -> bool:
+        """Whether there is such a part to be placed: of the dense model, or of its experts."""
+        if part.startswith("shared."):
+            return self._experts[layer].shared is not None
+        return part.startswith("expert.") or self._matched.place(part, layer) is not None
 
     def _carried(self, part: str, layer: int) -> Part:
         """Return what is no FFN as the pair has it; a head that is no longer tied is what the embeddings were."""
@@ -220,10 +226,11 @@ class _Layout:
         return self._order.carried(spec)
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
-        """Yield the parts of a tensor that are matrices of experts, expert by expert, or of the shared expert."""
+        """Yield the parts of a tensor that are matrices of experts one by one, of the first, or of the shared one."""
         made = self._experts[layer]
+        of = {"shared": (made.shared,), "first": made.ffns[:1]}
         ffns = made.ffns if number is None else (made.ffns[number],)
-        for ffn in ffns if tensor.parts[0].startswith("expert.") else (made.shared,):
+        for ffn in of.get(tensor.parts[0].partition(".")[0], ffns):
             assert ffn is not None  # noqa: S101 - a method fills the shared expert of a target that has one
             matrices = dict(ffn.matrices())
             yield from (matrices[part.partition(".")[2]] for part in tensor.parts)

@@ -6,7 +6,7 @@ from typing import Any
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
 from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
-from upcycle.families.rules import Carry, Keep, Only, Reaches, Rule, Uniform
+from upcycle.families.rules import Carry, Each, Keep, Only, Reaches, Rule, Uniform
 from upcycle.families.unread import concern, reads
 from upcycle.families.wrappers import WRAPPERS
 from upcycle.message import listed, quoted
@@ -28,9 +28,6 @@ KINDS: Mapping[str, Callable[[Any], bool]] = {
     "number or null": lambda value: _is_number(value),
     "flag": lambda value: type(value) is bool,
     "known activation": lambda value: isinstance(value, str) and value in ACTIVATIONS,
-    "kind of attention for each layer": lambda value: (
-        isinstance(value, list) and all(kind in ("full_attention", "sliding_attention") for kind in value)
-    ),
     "head size for some layers": lambda value: isinstance(value, dict) and all(map(_is_head_size, value.items())),
     "any": lambda _value: True,
 }
@@ -132,7 +129,7 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
     without influence on the dense class (see `families.unread`) are kept, unless the target's class would read them.
     """
     result: dict[str, Any] = {"architectures": [pair.target.model_class], "model_type": pair.target.model_type}
-    fields = pair.fields
+    fields, config = pair.fields, pair.dense.as_read(config)
     problems = [problem for name, rule in fields.items() if (problem := _apply(name, rule, config, result))]
     ruled = _ruled(pair)
     for name in ignored_fields:
@@ -198,6 +195,8 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
         if name in config:
             result[name] = value
         return None if value is None else _kind_problem(name, value, rule.kind)
+    if isinstance(rule, Each) and name in config:
+        result[name] = value
     refused = value is not None and not _is_allowed(value, rule, config)
     return f"{name} = {quoted(value)}: {rule.why}" if refused else None
 
@@ -207,6 +206,9 @@ def _is_allowed(value: Any, rule: Rule, config: Mapping[str, Any]) -> bool:
         return value in rule.values
     if isinstance(rule, Uniform):
         return _is_uniform(value, rule)
+    if isinstance(rule, Each):
+        count = config.get("num_hidden_layers")
+        return isinstance(value, list) and len(value) == count and all(item in rule.values for item in value)
     if isinstance(rule, Reaches):
         other = config.get(rule.other)
         return _is_number(value) and _is_number(other) and bool(value >= other)

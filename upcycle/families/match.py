@@ -113,7 +113,7 @@ def match(
     find_pairs(checkpoint.config, target, form)
     _refuse_quantised(checkpoint)
     pair, config = fitting(checkpoint.config, ignored_fields, target, form)
-    matched = Match(pair, checkpoint.config, config, sizes_of(pair, config))
+    matched = Match(pair, pair.dense.as_read(checkpoint.config), config, sizes_of(pair, config))
     _check_tensors(matched, checkpoint)
     return matched
 

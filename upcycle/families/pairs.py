@@ -11,18 +11,26 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from upcycle.errors import UnsupportedError
+from upcycle.families.dense.cohere2 import COHERE2
 from upcycle.families.dense.dense import Dense
 from upcycle.families.dense.gemma4_text import GEMMA4_TEXT
+from upcycle.families.dense.hunyuan_v1_dense import HUNYUAN_V1_DENSE
+from upcycle.families.dense.lfm2 import LFM2
 from upcycle.families.dense.llama import LLAMA
 from upcycle.families.dense.mistral import MISTRAL
 from upcycle.families.dense.phi3 import PHI3
 from upcycle.families.dense.qwen3 import QWEN3
+from upcycle.families.dense.qwen3_5_text import QWEN3_5_TEXT
 from upcycle.families.rules import Carry, Reaches, Rule
+from upcycle.families.targets.cohere2_moe import COHERE2_MOE
 from upcycle.families.targets.gemma4_text import GEMMA4_TEXT_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoeshared import GRANITEMOESHARED
+from upcycle.families.targets.hunyuan_v1_moe import HUNYUAN_V1_MOE
+from upcycle.families.targets.lfm2_moe import LFM2_MOE
 from upcycle.families.targets.mixtral import MIXTRAL
 from upcycle.families.targets.qwen2_moe import QWEN2_MOE
+from upcycle.families.targets.qwen3_5_moe_text import QWEN3_5_MOE_TEXT
 from upcycle.families.targets.qwen3_moe import QWEN3_MOE
 from upcycle.families.targets.target import Target
 
@@ -75,6 +83,10 @@ PAIRS: tuple[Pair, ...] = (
     Pair(QWEN3, QWEN3_MOE),
     Pair(PHI3, MIXTRAL),
     Pair(GEMMA4_TEXT, GEMMA4_TEXT_MOE),
+    Pair(COHERE2, COHERE2_MOE),
+    Pair(HUNYUAN_V1_DENSE, HUNYUAN_V1_MOE),
+    Pair(LFM2, LFM2_MOE),
+    Pair(QWEN3_5_TEXT, QWEN3_5_MOE_TEXT),
     Pair(LLAMA, GRANITEMOE, _BIASED, _PLAIN_GRANITE),
     Pair(LLAMA, GRANITEMOESHARED, forms=("compact",)),
     Pair(LLAMA, QWEN2_MOE, forms=("compact",)),

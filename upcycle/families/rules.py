@@ -44,6 +44,14 @@ class Uniform:
 
 
 @dataclass(frozen=True, slots=True)
+class Each:
+    """The target has the field too: a list with an entry per layer, each one of `values`."""
+
+    values: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reaches:
     """A length that the target cannot limit; refused where it is less than the field `other`, else left out."""
 
@@ -51,7 +59,7 @@ class Reaches:
     why: str
 
 
-Rule = Carry | Keep | Drop | Only | Uniform | Reaches
+Rule = Carry | Keep | Drop | Only | Uniform | Each | Reaches
 
 KEPT = (
     # read by tokenizers, generation or training, not by the forward pass

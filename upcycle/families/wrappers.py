@@ -4,8 +4,9 @@ The stock classes here make their language model of `text_config`, whatever type
 given as images are more embeddings, so a mixture that computes what the language model did stands in for it.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +25,15 @@ class Wrapper:
     model_class: str
     title: str  # what people call it
     tied: bool = False  # the class's default of tie_word_embeddings
+    mixture: "Wrapper | None" = None  # the class around the mixture, if that is another one
+    sections: Mapping[str, str] = field(default_factory=dict)  # of its config: their model_type, where that tells
+    ignored_tensors: tuple[str, ...] = ()  # regular expressions: what the class passes over
 
+
+_QWEN3_5_MOE = Wrapper(
+    "qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "Qwen3.5-MoE",
+    sections={"vision_config": "qwen3_5_moe_vision"},
+)  # fmt: skip
 
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
     {
@@ -36,6 +45,14 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
             Wrapper("llava_next", "LlavaNextForConditionalGeneration", "LLaVA-NeXT"),
             Wrapper("vipllava", "VipLlavaForConditionalGeneration", "VipLlava"),
             Wrapper("internvl", "InternVLForConditionalGeneration", "InternVL", tied=True),
+            Wrapper(
+                "qwen3_5",
+                "Qwen3_5ForConditionalGeneration",
+                "Qwen3.5",
+                mixture=_QWEN3_5_MOE,
+                ignored_tensors=(r"mtp\..*",),  # heads that guess further tokens
+            ),
+            _QWEN3_5_MOE,
         )
     }
 )
@@ -75,8 +92,11 @@ class Frame:
 
     def around(self, text: Mapping[str, Any]) -> dict[str, Any]:
         """Return the config of the whole with that of another language model in it."""
+        outer = self.wrapper.mixture or self.wrapper
         whole = {name: value for name, value in self.config.items() if name not in _DROPPED}
-        whole["architectures"] = [self.wrapper.model_class]
+        whole |= {"architectures": [outer.model_class], "model_type": outer.model_type}
+        for section, kind in outer.sections.items():
+            whole[section] = {**(whole.get(section) or {}), "model_type": kind}
         whole[TEXT] = {name: value for name, value in text.items() if name != "architectures"}
         whole["dtype"] = whole["torch_dtype"] = text["dtype"]
         if self.headless and not text["tie_word_embeddings"]:  # the mixture has a head of its own
@@ -116,7 +136,10 @@ def unwrap(checkpoint: Checkpoint) -> tuple[Checkpoint, Frame | None]:
     for file, header in checkpoint.headers.items():
         named = ((own[name], spec) for name, spec in header.tensors.items())
         headers[file] = replace(header, tensors={name: replace(spec, name=name) for name, spec in named if name})
-    others = tuple(spec for name, spec in checkpoint.tensors.items() if own[name] is None)
+    ignored = re.compile("|".join(wrapper.ignored_tensors) or r"(?!)")
+    others = tuple(
+        spec for name, spec in checkpoint.tensors.items() if own[name] is None and not ignored.fullmatch(name)
+    )
     headless = not any(name.startswith(layout[_HEAD]) for name in checkpoint.tensors)
     frame = Frame(wrapper, config, layout, others, headless)
     return Checkpoint(checkpoint.directory, _text_config(frame), headers), frame

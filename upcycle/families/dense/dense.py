@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from upcycle.families.derived import Derived
 from upcycle.families.parts import Place
 from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
-from upcycle.families.rules import Rule
+from upcycle.families.rules import Carry, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,9 @@ class Dense:
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
     layer_sizes: Mapping[str, Callable[[Mapping[str, Any], int], int]] = field(default_factory=dict)
     """Letters that stand for something else in each layer: of the target's config, and the layer's number."""
+    derived: Mapping[str, Derived] = field(default_factory=dict)  # config fields that the class makes of others
+
+    def as_read(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the config with the class's defaults, and with the fields that the class derives."""
+        full = {name: rule.default for name, rule in self.fields.items() if isinstance(rule, Carry)} | dict(config)
+        return full | {name: derive(full) for name, derive in self.derived.items()}

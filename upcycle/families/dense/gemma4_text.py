@@ -5,12 +5,14 @@ block. Its class is its mixture's, too: `MODEL` is what both have, under the sam
 from collections.abc import Mapping
 from typing import Any
 
-from upcycle.errors import UnsupportedError
 from upcycle.families.dense.dense import Dense
+from upcycle.families.derived import layers_of
 from upcycle.families.parts import Place, Tensor, When, Where
-from upcycle.families.rules import COMMON, Carry, Drop, Keep, Rule
+from upcycle.families.rules import COMMON, Carry, Drop, Each, Keep, Rule
 
 Config = Mapping[str, Any]
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 LAYER = "model.layers.{layer}."
 _ATTENTION = LAYER + "self_attn."
@@ -19,16 +21,17 @@ _ATTENTION = LAYER + "self_attn."
 # -- what the class makes of its config (transformers, configuration_gemma4.py) ----------------------------------------
 
 
+def _layer_types(config: Config) -> Any:
+    """Return the kind of each layer: every sixth attends to everything if the config says nothing, the last always."""
+    said = config.get("layer_types")
+    if said is None:
+        said = [_SLIDING if (layer + 1) % 6 else _FULL for layer in range(layers_of(config))]
+    return [*said[:-1], _FULL] if isinstance(said, list) and said else said
+
+
 def is_full(config: Config, layer: int) -> bool:
-    """Whether a layer attends to everything; the last one does whatever `layer_types` says."""
-    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
-    if kinds and len(kinds) != layers:
-        raise UnsupportedError(
-            "config.json: layer_types does not name every layer", found=f"{len(kinds)} layers", expected=layers
-        )
-    if layer == layers - 1:
-        return True
-    return kinds[layer] == "full_attention" if kinds else (layer + 1) % 6 == 0
+    """Whether a layer attends to everything."""
+    return bool(config["layer_types"][layer] == _FULL)
 
 
 def shares_keys(config: Config, layer: int) -> bool:
@@ -132,8 +135,8 @@ _FIELDS: dict[str, Rule] = {
     "hidden_size_per_layer_input": Carry(256, "count"),
     "final_logit_softcapping": Carry(None),
     "use_bidirectional_attention": Carry(None),
+    "layer_types": Each((_FULL, _SLIDING), f"expected {_FULL} or {_SLIDING} of each layer"),
     # one class reads both sides, and makes the same of what is absent
-    "layer_types": Keep("kind of attention for each layer"),
     "per_layer_config": Keep("head size for some layers"),
     "global_head_dim": Keep("size"),
     "num_global_key_value_heads": Keep("size"),
@@ -164,4 +167,5 @@ GEMMA4_TEXT = Dense(
         "K": _key_width,
         "F": _neurons,
     },
+    derived={"layer_types": _layer_types},
 )

@@ -1,0 +1,35 @@
+"""Hunyuan-MoE: what hunyuan_v1_dense becomes.
+
+The stock class adds a shared expert as wide as the others to every layer, `y = S(x) + sum_i w_i E_i(x)`. Here S starts
+as the first of the others with a down projection of zeros: it adds nothing, and training can move it.
+"""
+
+from upcycle.families.parts import Tensor
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EXPERTS, STACKED
+from upcycle.families.targets.target import Router, Target
+
+_SHARED = LAYER + "mlp.shared_mlp."
+
+HUNYUAN_V1_MOE = Target(
+    model_type="hunyuan_v1_moe",
+    model_class="HunYuanMoEV1ForCausalLM",
+    title="Hunyuan-MoE",
+    tensors=(
+        *CARRIED,
+        *BIASES,
+        Tensor("norms", LAYER + "self_attn.query_layernorm.weight", ("H",), ("norm.q",)),
+        Tensor("norms", LAYER + "self_attn.key_layernorm.weight", ("H",), ("norm.k",)),
+        Tensor("router", LAYER + "mlp.gate.wg.weight", ("E", "D"), ("router",)),
+        *MLP_EXPERTS[1:],
+        Tensor("shared", _SHARED + "gate_proj.weight", ("M", "D"), ("first.gate",)),
+        Tensor("shared", _SHARED + "up_proj.weight", ("M", "D"), ("first.up",)),
+        Tensor("shared", _SHARED + "down_proj.weight", ("D", "M")),
+    ),
+    fields={"num_experts": "E", "moe_topk": "top_k", "num_experts_per_tok": "top_k", "intermediate_size": "M"},
+    constants={"output_router_logits": False},
+    router=Router("mlp.gate", scores="softmax", renormalises=True),
+    block="mlp",
+    experts="mlp.experts",
+    stacked={**STACKED, "mlp.gate.wg.weight": ("router",)},
+    limits=(),
+)
