@@ -257,9 +257,7 @@ def test_images_do_not_pass_through_embeddings_that_are_scaled(made: Callable[[s
         frame.check(replace(pair_of("llama"), changes={"embeddings": Change(root="D")}))
 
 
-def test_what_the_class_passes_over_is_left_out(
-    made: Callable[[str], Path], copy_of: Callable[[Path], Path], tmp_path: Path
-) -> None:
+def test_what_the_class_passes_over_is_left_out(made: Callable[[str], Path], copy_of: Callable[[Path], Path]) -> None:
     directory = copy_of(made("qwen3_5"))
     weights = load_file(directory / "model.safetensors")
     save_file({**weights, "mtp.fc.weight": torch.ones(2, 2)}, directory / "model.safetensors")
