@@ -10,12 +10,16 @@ import torch
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 
 from tests.conftest import edit_json, run_convert
+from tests.drawn_adapters import draw_adapter
 from tests.families.models import MODELS, save_model
+from upcycle.build.adapter_experts import open_experts
 from upcycle.build.conversion import conversion_warnings, plan_conversion
+from upcycle.build.merge import plan_merge
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import UnsupportedError
+from upcycle.families.match import match
 from upcycle.pipeline.stages import verify
-from upcycle.requests import Conversion, Verify
+from upcycle.requests import Conversion, Merge, Verify
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a mixture": ({"enable_moe_block": True, "num_experts": 4}, "a mixture of experts already; found num_experts = 4"),
@@ -97,3 +101,15 @@ def test_a_large_eps_is_warned_of_and_measured(tmp_path: Path) -> None:
     report = verify(Verify(dense=str(dense), moe=str(tmp_path / "moe")))
     assert [line.name for line in report.lines if line.verdict == "FAIL"] == ["logits", "layers"]
     assert 1e-5 < report.figures["parity"]["relative"] < 0.1
+
+
+def test_experts_of_an_adapter_do_not_merge_into_it(gemma: Path, tmp_path: Path) -> None:
+    """Its experts would be added to the FFN after a norm of their own; an adapter's stand in the FFN's place."""
+    qwen = save_model("qwen3", MODELS["qwen3"], tmp_path / "qwen3")
+    directory = draw_adapter(qwen, tmp_path / "adapter", "lora")
+    adapter, base = open_experts(directory, match(open_checkpoint(qwen))), open_checkpoint(gemma)
+    request = Merge(adapter=str(directory), base=str(gemma), out=str(tmp_path / "out"))
+    with pytest.raises(
+        UnsupportedError, match="it normalises the FFN's output and the experts' by themselves"
+    ):
+        plan_merge(base, match(base), adapter, request)
