@@ -1,5 +1,6 @@
 """Fields that a dense class derives from others are read as the class reads them, however a config is written."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,51 @@ def test_an_lfm2_as_it_is_published(tmp_path: Path) -> None:
         layer_types=..., intermediate_size=..., block_ff_dim=48, tie_word_embeddings=..., tie_embedding=False,
     )  # fmt: skip
     assert match(open_checkpoint(published)).config == match(open_checkpoint(saved)).config
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "cohere2": {
+        "cache_implementation": "hybrid", "head_dim": 128, "layer_norm_eps": 1e-5, "layer_switch": 4,
+        "logit_scale": 0.25, "order_of_interleaved_layers": "local_attn_first", "position_embedding_type": "rope_gptj",
+        "rope_scaling": None, "rope_theta": 50000, "rotary_pct": 1.0, "sliding_window_pattern": 4,
+        "use_embedding_sharing": True, "use_gated_activation": True, "use_parallel_block": True,
+        "use_parallel_embedding": False, "use_qk_norm": False,
+    },
+    "hunyuan_v1_dense": {
+        "attention_head_dim": 128, "cla_share_factor": 2, "head_dim": 128, "mlp_bias": False, "norm_type": "rms",
+        "org_vocab_size": 128167, "use_cla": False, "use_qk_norm": True,
+        "rope_scaling": {
+            "alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "type": "dynamic",
+        },
+    },
+    "lfm2": {
+        "block_auto_adjust_ff_dim": True, "block_dim": 2048, "block_ff_dim": 12288, "block_ffn_dim_multiplier": 1.0,
+        "block_mlp_init_scale": 1.0, "block_multiple_of": 256, "block_norm_eps": 1e-5, "block_out_init_scale": 1.0,
+        "block_use_swiglu": True, "block_use_xavier_init": True, "conv_L_cache": 3, "conv_bias": False,
+        "conv_dim": 2048, "conv_dim_out": 2048, "conv_use_xavier_init": True, "full_attn_idxs": [2, 5, 8],
+        "norm_eps": 1e-5, "num_heads": 32, "rope_theta": 1e6, "use_pos_enc": True,
+    },
+    "qwen3_5_text": {
+        "attn_output_gate": True, "full_attention_interval": 4, "mamba_ssm_dtype": "float32",
+        "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False, "partial_rotary_factor": 0.25,
+        "rope_parameters": {
+            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default", "rope_theta": 10000000,
+            "partial_rotary_factor": 0.25,
+        },
+    },
+}  # fmt: skip
+"""Fields of published configs that are not llama's."""
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_configs_as_they_are_published(model_type: str) -> None:
+    config = {"model_type": model_type, **PUBLISHED[model_type]}
+    pair = pair_of(model_type)
+    ours, theirs = target_config(pair, config), CONFIG_MAPPING[model_type](**json.loads(json.dumps(config)))
+    loaded = CONFIG_MAPPING[pair.target.model_type](**json.loads(json.dumps(ours)))
+    assert loaded.rope_parameters == {name: value for name, value in theirs.rope_parameters.items() if name != "type"}
+    assert getattr(loaded, "layer_types", None) == getattr(theirs, "layer_types", None)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from upcycle.families.dense.llama import LLAMA
 from upcycle.families.derived import one_in
 from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
-from upcycle.families.rules import COMMON, Carry, Drop, Each, Keep
+from upcycle.families.rules import COMMON, Carry, Drop, Each, Keep, Only
 
 COHERE2 = replace(
     LLAMA,
@@ -34,7 +34,12 @@ COHERE2 = replace(
             ("sliding_attention", "full_attention"), "expected sliding_attention or full_attention of each layer"
         ),
         "sliding_window_pattern": Keep(),
+        # of published configs: what the class does in any case
+        "use_parallel_block": Only((True,), "the class reads one norm for attention and FFN"),
+        "position_embedding_type": Only(("rope_gptj",), "the class rotates pairs"),
         "rope_interleaved": Drop("the class rotates pairs, whatever this says"),
+        "_sliding_window_pattern": Drop("is in layer_types"),
+        "cache_implementation": Drop("says how a program holds keys and values"),
     },
     rope=Rope(theta=10_000.0),
     derived={"layer_types": one_in("sliding_window_pattern", 4, "full_attention", "sliding_attention")},

@@ -6,7 +6,7 @@ from upcycle.families.dense.llama import LLAMA
 from upcycle.families.parts import Place
 from upcycle.families.readers import Readers
 from upcycle.families.rope import Rope
-from upcycle.families.rules import COMMON, NO_WINDOW, Carry, Drop, Keep
+from upcycle.families.rules import COMMON, NO_WINDOW, Carry, Drop, Keep, Only
 
 _ATTENTION = "model.layers.{layer}.self_attn."
 
@@ -30,6 +30,10 @@ HUNYUAN_V1_DENSE = replace(
         "rms_norm_eps": Carry(1e-5, "number"),
         "attention_bias": Carry(False, "flag"),
         "eod_token_id": Keep(),
+        # of published configs: what the class does in any case
+        "use_qk_norm": Only((True,), "the class normalises queries and keys"),
+        "use_cla": Only((False,), "the class shares no keys and values between layers"),
+        "cla_share_factor": Drop("use_cla is false"),
         **dict.fromkeys(("sliding_window", "use_sliding_window", "max_window_layers"), Drop(NO_WINDOW)),
     },
     rope=Rope(theta=10_000.0),

@@ -84,6 +84,10 @@ LFM2 = Dense(
         "attention_dropout": Drop("the class has none"),
         "layer_types": Each(("full_attention", "conv"), "expected full_attention or conv of each layer"),
         "full_attn_idxs": Drop("is in layer_types"),
+        **dict.fromkeys(
+            ("conv_dim", "conv_dim_out", "conv_use_xavier_init", "use_pos_enc", "num_heads"),
+            Drop("says of published models what the class does in any case"),
+        ),
         **dict.fromkeys(("block_ff_dim", "block_multiple_of", "block_ffn_dim_multiplier"), Drop(_WIDTH)),
         "block_auto_adjust_ff_dim": Drop(_WIDTH),
     },

@@ -76,6 +76,7 @@ QWEN3_5_TEXT = replace(
             ("linear_attention", "full_attention"), "expected linear_attention or full_attention of each layer"
         ),
         "full_attention_interval": Keep(),
+        "mamba_ssm_dtype": Keep(),  # in which other programs hold the states of linear attention
         **dict.fromkeys(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"), Drop(_OTHER_HEADS)),
     },
     rope=Rope(theta=10_000.0, rotated=0.25),
