@@ -109,7 +109,5 @@ def test_experts_of_an_adapter_do_not_merge_into_it(gemma: Path, tmp_path: Path)
     directory = draw_adapter(qwen, tmp_path / "adapter", "lora")
     adapter, base = open_experts(directory, match(open_checkpoint(qwen))), open_checkpoint(gemma)
     request = Merge(adapter=str(directory), base=str(gemma), out=str(tmp_path / "out"))
-    with pytest.raises(
-        UnsupportedError, match="it normalises the FFN's output and the experts' by themselves"
-    ):
+    with pytest.raises(UnsupportedError, match="it normalises the FFN's output and the experts' by themselves"):
         plan_merge(base, match(base), adapter, request)

@@ -3,7 +3,7 @@
 from tests.families.models import Model
 
 GEMMA4 = {
-    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 2e-6, "num_hidden_layers": 4, "head_dim": 8,
+    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 5e-7, "num_hidden_layers": 4, "head_dim": 8,
     "global_head_dim": 12, "sliding_window": 5, "pad_token_id": 0, "rope_theta": ...,
     "layer_types": ["sliding_attention", "full_attention"] * 2, "vocab_size_per_layer_input": 96,
     "rope_parameters": {
@@ -16,13 +16,13 @@ SMALL_ONE = {
     **GEMMA4, "hidden_size_per_layer_input": 6, "num_kv_shared_layers": 2, "use_double_wide_mlp": True,
     "final_logit_softcapping": 9.0,
 }  # fmt: skip
-"""As E2B is: keys and values of the upper layers are those of a layer below, whose FFNs are twice as wide."""
+"""Embeddings for each layer; the upper layers take keys and values from below, and their FFNs are twice as wide."""
 
 LARGE_ONE = {
     **GEMMA4, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
     "tie_word_embeddings": False, "attention_bias": True,
 }  # fmt: skip
-"""As 31B is: where attention is full, values are the keys."""
+"""Values that are the keys where attention is full, fewer of them there, biases, and a head of its own."""
 
 MODELS = {
     "gemma4_small": Model("gemma4_text", "gemma4_text", SMALL_ONE, spread=0.3),

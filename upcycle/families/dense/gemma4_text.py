@@ -150,6 +150,7 @@ GEMMA4_TEXT = Dense(
     model_type="gemma4_text",
     model_class="Gemma4ForCausalLM",
     title="Gemma 4",
+    known="Gemma 4 text models",
     parts={part: Place(name, shape, when=when) for _, part, name, shape, when in MODEL},
     fields=_FIELDS,
     rope=None,
