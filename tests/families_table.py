@@ -55,7 +55,7 @@ def families(measured: dict[tuple[str, str], float]) -> Iterator[str]:
             error = measured.get((dense.model_type, target.model_type))
             layers = target.layer_choice.says if target.layer_choice else "all"
             yield (
-                f"| `{dense.model_type}` | `{target.model_type}` | the same"
+                f"| `{dense.model_type}` | `{target.model_type}` | the same{' but for eps' if target.nearly else ''}"
                 f"{'' if error is None else f', within {error:.1e}'} | {layers} | "
                 f"{'yes' if target.stock_loss else 'no'} | {', '.join(target.readers.names)} |"
             )

@@ -60,14 +60,14 @@ def save_dense(variant: str, directory: Path, *, dtype: torch.dtype = torch.bflo
     return directory
 
 
-def draw_weights(model: Any) -> Any:
+def draw_weights(model: Any, spread: float = 0.15) -> Any:
     """Draw every weight of a model, wide enough that its logits vary by several units; return the model."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
             else:
-                parameter.normal_(std=0.15)
+                parameter.normal_(std=spread)
     return model
 
 

@@ -22,7 +22,7 @@ from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.convert import plain
 from upcycle.convert.parity import run_both
 from upcycle.errors import CheckpointError, InputError
-from upcycle.families.config import find_pairs
+from upcycle.families.find import find_pairs
 from upcycle.moe.clean_run import CleanRun
 from upcycle.moe.load import LayerCall
 from upcycle.moe.memory import memory_needed

@@ -15,7 +15,8 @@ from tests.conftest import edit_json, run_convert
 from tests.families.read_fields import document
 from tests.models import SMALL
 from tests.test_lowest import pins
-from upcycle.families.config import find_pairs, target_config
+from upcycle.families.config import target_config
+from upcycle.families.find import find_pairs
 from upcycle.families.pairs import DENSE, TARGETS, pair_of
 from upcycle.families.unread import CONCERNS, FIELDS_READ, UNKNOWN, concern, reads
 from upcycle.pipeline.stages import plan, verify

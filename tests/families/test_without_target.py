@@ -7,7 +7,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from upcycle.errors import UnsupportedError
-from upcycle.families.config import find_pairs
+from upcycle.families.find import find_pairs
 from upcycle.families.pairs import DENSE
 from upcycle.families.without_target import WITHOUT_TARGET
 

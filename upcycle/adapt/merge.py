@@ -14,7 +14,7 @@ from upcycle.checkpoint.lineage import LINEAGE_FILE, lineage, lineage_bytes
 from upcycle.checkpoint.reader import Checkpoint, open_checkpoint
 from upcycle.errors import UnsupportedError, UpcycleError
 from upcycle.families.base import adapter_base
-from upcycle.families.config import refuse_mixture
+from upcycle.families.find import refuse_other_kinds
 from upcycle.families.match import match
 from upcycle.families.pairs import DENSE
 from upcycle.message import quoted
@@ -98,7 +98,7 @@ def _drafted(adapter: Path, base: Path, request: Merge) -> tuple[Draft, Checkpoi
 
 
 def _refuse_without_target(checkpoint: Checkpoint) -> None:
-    refuse_mixture(checkpoint.config)
+    refuse_other_kinds(checkpoint.config)
     if checkpoint.config.get("model_type") not in DENSE:
         raise UnsupportedError(
             "no mixture of experts of transformers is known that computes what this model and its adapter do, so there "

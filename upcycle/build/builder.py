@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.build.experts import Experts, Ffn, Slot
+from upcycle.build.padding import padded
 from upcycle.build.routers import RouterSlot
 from upcycle.checkpoint.header import Header, TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
@@ -18,6 +19,7 @@ from upcycle.families.config import longest_sequence
 from upcycle.families.match import Match
 from upcycle.families.parts import HEAD, MATRICES, Tensor, dimension
 from upcycle.families.targets.target import SCALE
+from upcycle.families.wrappers import Frame
 from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
@@ -54,6 +56,7 @@ class Order:
     sparse: tuple[bool, ...]  # of each layer: whether it gets experts
     shared: bool  # a shared expert, which every token uses, stands beside them
     headers: Mapping[str, Header]  # of the files that are read, by their names in the receipt
+    frame: Frame | None = None  # what is around the language model; None: nothing
 
 
 def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
@@ -70,9 +73,10 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
     config = layout.config(writes)
     rounded = sorted({write.dtype for write in writes if not write.lossless})
     inexact = layout.inexact or (f"values are rounded to {' and '.join(rounded)}" if rounded else None)
+    target, frame = matched.target, order.frame
     return Plan(
-        shards=lay_out(writes, order.shard_bytes),
-        config=config,
+        shards=lay_out(_framed(writes, frame) if frame else writes, order.shard_bytes),
+        config=frame.around(config) if frame else config,
         files=order.files,
         sources={name: {"size": h.size, "header_sha256": h.sha256} for name, h in sorted(order.headers.items())},
         inexact=inexact,
@@ -85,8 +89,8 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
         hidden=matched.sizes["D"],
         width=layout.width,
         vocabulary=matched.sizes["V"],
-        reader_limits=matched.target.reader_limits(config),
-        notes=matched.pair.notes_on(config),
+        reader_limits=() if frame else target.reader_limits(config),
+        notes=(*matched.pair.notes_on(config), *((target.nearly(config),) if target.nearly else ())),
     )
 
 
@@ -131,6 +135,7 @@ class _Layout:
         self._main = self._asked or main_dtype(base.tensors[name] for name in used)
         self._own = {header.path for header in base.headers.values()}
         self._experts = {layer: self._experts_of(layer) for layer, sparse in enumerate(order.sparse) if sparse}
+        self._experts = _of_one_width(self._experts, matched.sizes["D"])
         first = next(iter(self._experts.values()))
         self._sizes = {
             **matched.sizes,
@@ -189,7 +194,7 @@ class _Layout:
             return Copy(spec)
 
         gate = matrix("gate") if "gate" in self._matched.dense.parts else None
-        ffn = Ffn(gate, matrix("up"), matrix("down"), self._matched.sizes["F"])
+        ffn = Ffn(gate, matrix("up"), matrix("down"), self._matched.sizes_in(layer)["F"])
         slot = Slot(layer, self._matched.sizes["D"], self._order.shared, partial(self._key, layer))
         return self._order.experts(ffn, slot)
 
@@ -206,9 +211,10 @@ class _Layout:
             return
         if tensor.parts == (HEAD,) and self._matched.tied and self._matched.part(self._base, HEAD) is None:
             return
+        sizes = {**self._sizes, **self._matched.sizes_in(layer)}
+        shape = tuple(dimension(letters, sizes) for letters in tensor.shape)
         for number in range(self._order.count) if tensor.per_expert else (None,):
             name = tensor.name.format(layer=layer, expert=number)
-            shape = tuple(dimension(letters, self._sizes) for letters in tensor.shape)
             source = self._source(tensor, name, layer, number)
             yield Write(name, self._dtype(source), shape, tensor.role, source)
 
@@ -269,6 +275,20 @@ class _Layout:
 
 def _filled(value: float) -> Source:
     return Zeros() if value == 0 else Ones() if value == 1 else Constant(value)
+
+
+def _framed(writes: list[Write], frame: Frame) -> list[Write]:
+    """Return the writes of a language model as part of a whole, after copies of everything else."""
+    others = [Write(spec.name, spec.dtype, spec.shape, "other", Copy(spec)) for spec in frame.others]
+    return [*others, *(replace(write, name=frame.name(write.name)) for write in writes)]
+
+
+def _of_one_width(experts: dict[int, Experts], hidden: int) -> dict[int, Experts]:
+    """Return the experts of all layers as wide as the widest: a config has one width for them (`build.padding`)."""
+    widths = {made.ffns[0].width for made in experts.values()}
+    if len(widths) == 1:
+        return experts
+    return {layer: padded(made, hidden, max(widths)) for layer, made in experts.items()}
 
 
 def _scaled(part: Part, factor: float) -> Part:

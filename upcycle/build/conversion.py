@@ -14,10 +14,12 @@ from upcycle.checkpoint.place import DEQUANTISED_FILE
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.checkpoint.vocabulary import token_count
-from upcycle.families.config import find_pairs, unruled
+from upcycle.families.config import unruled
+from upcycle.families.find import find_pairs
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
 from upcycle.families.unread import reads
+from upcycle.families.wrappers import TEXT, language_model, unwrap
 from upcycle.message import listed
 from upcycle.plan.dtypes import narrowest_dtype
 from upcycle.plan.plan import Plan
@@ -30,11 +32,14 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
 
     Raises CheckpointError, UnsupportedError or RequestError for all that would go wrong, before a byte is written.
     """
-    matched = match(checkpoint, request.ignore_config, request.target)
+    text, frame = unwrap(checkpoint)
+    matched = match(text, request.ignore_config, request.target)
+    if frame:
+        frame.check(matched.pair)
     check_router_can_learn(matched.target, request)
     check_shared(matched, request)
     method = method_of(request.method)
-    dtype = expert_dtype(checkpoint, matched, request.dtype)
+    dtype = expert_dtype(text, matched, request.dtype)
 
     def experts(ffn: Ffn, slot: Slot) -> Experts:
         made = with_shared(method(ffn, slot, request), ffn, slot, request)
@@ -49,12 +54,13 @@ def plan_conversion(checkpoint: Checkpoint, request: Conversion) -> Plan:
         seed=request.seed,
         dtype=request.dtype,
         shard_bytes=request.shard_bytes(),
-        files=side_files(checkpoint.directory, request),
+        files=side_files(checkpoint.directory, request, processors=frame is not None),
         sparse=sparse_layers(matched, request.layers),
         shared=request.shared != "none",
         headers=checkpoint.headers,
+        frame=frame,
     )
-    return build_plan(checkpoint, matched, order)
+    return build_plan(text, matched, order)
 
 
 def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> tuple[str, ...]:
@@ -104,8 +110,9 @@ def _rounding_warning(plan: Plan) -> str | None:
 
 def _unread_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:
     """Name the config fields without influence that nobody told upcycle of, and what has become of them."""
-    pair = find_pairs(checkpoint.config, plan.config["model_type"])[0]
-    unread = [name for name in unruled(pair, checkpoint.config) if name not in request.ignore_config]
+    config = language_model(checkpoint).config
+    pair = find_pairs(config, plan.config.get(TEXT, plan.config)["model_type"])[0]
+    unread = [name for name in unruled(pair, config) if name not in request.ignore_config]
     if not unread:
         return None
     left = [name for name in unread if reads(pair.target.model_type, name)]

@@ -30,6 +30,12 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
     """
     _check_scores(matched, adapter)
     _check_gate(matched, adapter)
+    if matched.target.keeps_ffn:
+        raise UnsupportedError(
+            f"{matched.target.model_type} cannot express the adapter's experts: {matched.target.keeps_ffn}; it stays "
+            "an adapter",
+            where=adapter.directory,
+        )
     _check_width(base, matched, adapter, request)
 
     method = method_of(adapter.kind)

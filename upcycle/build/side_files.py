@@ -4,21 +4,31 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from upcycle.checkpoint.reader import CHAT_TEMPLATE_FILES, GENERATION_FILE, TOKENIZER_FILES, present_files
+from upcycle.checkpoint.reader import (
+    CHAT_TEMPLATE_FILES,
+    GENERATION_FILE,
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    present_files,
+)
 from upcycle.errors import InputError
 from upcycle.requests import Conversion
 
 _READ_WITH_TEXT = (*TOKENIZER_FILES, *CHAT_TEMPLATE_FILES)
 
 
-def side_files(model: Path, request: Conversion) -> dict[str, Path]:
-    """Return the files of a conversion by name: the model's own, and those that are asked for in their place."""
+def side_files(model: Path, request: Conversion, *, processors: bool = False) -> dict[str, Path]:
+    """Return the files of a conversion by name: the model's own, and those that are asked for in their place.
+
+    `processors` says that the model reads more than text: what describes its images and sounds comes along.
+    """
     directory = model
     if request.tokenizer is not None:
         directory = Path(request.tokenizer)
         if not present_files(directory, TOKENIZER_FILES):
             raise InputError("holds no tokenizer", where=directory, expected=" or ".join(TOKENIZER_FILES[:3]))
-    named = _by_name(present_files(directory, _READ_WITH_TEXT), present_files(model, (GENERATION_FILE,)))
+    own = (GENERATION_FILE, *(PROCESSOR_FILES if processors else ()))
+    named = _by_name(present_files(directory, _READ_WITH_TEXT), present_files(model, own))
     if request.chat_template is not None:
         template = Path(request.chat_template)
         if not template.is_file():

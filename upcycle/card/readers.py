@@ -9,7 +9,7 @@ from upcycle.families.pairs import DENSE, TARGETS
 from upcycle.families.readers import Readers
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
-    "experts": ("num_local_experts", "num_experts"), "top_k": ("num_experts_per_tok", "top_k"),
+    "experts": ("num_local_experts", "num_experts"), "top_k": ("num_experts_per_tok", "top_k_experts", "top_k"),
     "layers": ("num_hidden_layers",), "context": ("max_position_embeddings",),
     "data type": ("dtype", "torch_dtype"), "rank": ("rank", "r"),
 }  # fmt: skip

@@ -36,6 +36,10 @@ MAX_SIDE_BYTES = 100_000_000
 """Largest file beside the weights, which are read whole; the largest tokenizers take a third of it."""
 CHAT_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 GENERATION_FILE = "generation_config.json"
+PROCESSOR_FILES = (
+    "processor_config.json", "preprocessor_config.json", "image_processor_config.json",
+    "video_preprocessor_config.json",
+)  # fmt: skip
 
 _WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))}
 _MAX_FILE_NAME = 255  # bytes, of every common file system

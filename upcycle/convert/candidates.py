@@ -6,8 +6,9 @@ from typing import Any
 from upcycle.build.conversion import plan_conversion
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import InputError
-from upcycle.families.config import find_pairs
+from upcycle.families.find import find_pairs
 from upcycle.families.targets.target import Target
+from upcycle.families.wrappers import language_model
 from upcycle.plan.account import parameters
 from upcycle.plan.plan import Plan
 from upcycle.requests import Conversion
@@ -45,7 +46,8 @@ def candidates(checkpoint: Checkpoint, request: Conversion) -> tuple[Candidate, 
 
     Raises UnsupportedError for a model that has no pair.
     """
-    return tuple(_candidate(checkpoint, pair.target, request) for pair in find_pairs(checkpoint.config, request.target))
+    pairs = find_pairs(language_model(checkpoint).config, request.target)
+    return tuple(_candidate(checkpoint, pair.target, request) for pair in pairs)
 
 
 def _candidate(checkpoint: Checkpoint, target: Target, request: Conversion) -> Candidate:

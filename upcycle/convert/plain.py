@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.families.grouped import EAGER
+from upcycle.families.wrappers import language_model
 from upcycle.moe.clean_run import CleanRun, run_clean
 from upcycle.moe.memory import (
     FLOAT_BYTES,
@@ -26,6 +27,9 @@ NAME = "plain transformers"
 VALUE_BYTES = {"float64": 8, "float32": 4}
 """Data type in config.json -> bytes of a parameter; 2 for all others."""
 
+WHOLE = ("num_kv_shared_layers", "hidden_size_per_layer_input", "per_layer_config")
+"""Config fields of models whose first layers cannot be loaded alone: they count layers, or have weights for all."""
+
 NEAR = 0.1
 """Largest difference of the loss that 16-bit weights and another kernel may make, relative to the loss or to 1 nat."""
 
@@ -35,16 +39,18 @@ def report_plain(report: Report, moe: Checkpoint, ids_T: Tensor, loss: float) ->
 
     As many of the first layers run as fit into memory; of fewer than all, the loss says nothing.
     """
-    layers: int = moe.config["num_hidden_layers"]
+    text = language_model(moe).config
+    layers: int = text["num_hidden_layers"]
     sizes = {spec.name: spec.elements for spec in moe.tensors.values()}
-    beside = LOGITS_HELD * FLOAT_BYTES * len(ids_T) * moe.config["vocab_size"]
+    beside = LOGITS_HELD * FLOAT_BYTES * len(ids_T) * text["vocab_size"]
     value_bytes = VALUE_BYTES.get(str(moe.config.get("dtype")), 2)
     available = available_memory()
     count = layers_that_fit((sizes,), layers, beside, available, value_bytes)
-    if count == 0:
-        needed = gigabytes(memory_needed(sizes.items(), 1, beside, value_bytes))
-        text = f"not run: one layer takes {needed}, and {gigabytes(available)} are free"
-        report.lines.append(Line(NAME, "note", text))
+    least = layers if text is not moe.config or any(text.get(name) for name in WHOLE) else 1
+    if count < least:
+        needed = gigabytes(memory_needed(sizes.items(), least, beside, value_bytes))
+        what = "one layer takes" if least == 1 else "it runs as a whole, which takes"
+        report.lines.append(Line(NAME, "note", f"not run: {what} {needed}, and {gigabytes(available)} are free"))
         return
     run = run_clean(moe.directory, ids_T, count)
     problem = _failure(run, moe, ids_T, count) or run.loading_problem(count) or _wrong(run, ids_T, layers, count, loss)
@@ -54,8 +60,8 @@ def report_plain(report: Report, moe: Checkpoint, ids_T: Tensor, loss: float) ->
     told = run.told
     what = f"{told['class']} {told['version']}, {told['dtype']}, {told['experts']}: loads and runs with its defaults"
     if count < layers:
-        text = f"{what}; the first {count} of {layers} layers, which is what fits in {gigabytes(available)}"
-        report.lines.append(Line(NAME, "note", text))
+        said = f"{what}; the first {count} of {layers} layers, which is what fits in {gigabytes(available)}"
+        report.lines.append(Line(NAME, "note", said))
     else:
         report.add(NAME, True, f"{what}, loss {_loss(run, ids_T):.4f}")
 

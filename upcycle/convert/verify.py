@@ -21,8 +21,9 @@ from upcycle.checkpoint.reader import (
 )
 from upcycle.convert.receipt import request_of
 from upcycle.convert.record import Record
-from upcycle.families.config import find_pairs
+from upcycle.families.find import find_pairs
 from upcycle.families.pairs import Pair
+from upcycle.families.wrappers import language_model
 from upcycle.figures import FIGURES, bound_of
 from upcycle.message import listed
 from upcycle.plan.compare import NAMED, compare_tensors, report_tensors
@@ -133,7 +134,8 @@ def _check_function(
     from upcycle.convert.plain import report_plain
     from upcycle.text.read import random_ids, read_text, token_ids
 
-    pair = find_pairs(dense.config, plan.config["model_type"])[0]
+    whole, (dense, moe) = moe, (language_model(dense), language_model(moe))
+    pair = find_pairs(dense.config, moe.config["model_type"])[0]
     if not plan.exact:
         text = f"changed on purpose ({plan.inexact}): differences below are expected"
         report.lines.append(Line("function", "note", text))
@@ -174,7 +176,7 @@ def _check_function(
     )
     report.lines += _layer_lines(plan, pair, parity.layers, otherwise)
     if report.passed:
-        report_plain(report, moe, ids[0], parity.moe_loss)
+        report_plain(report, whole, ids[0], parity.moe_loss)
     report.figures["parity"] = {**asdict(parity), "relative": parity.relative, "exact": plan.exact}
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from upcycle.checkpoint.header import TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import CheckpointError, UnsupportedError
-from upcycle.families.config import refuse_mixture
 from upcycle.families.dense.attachable import ATTACHABLE, Attachable
 from upcycle.families.dense.dense import Modules
+from upcycle.families.find import refuse_other_kinds
 from upcycle.families.match import FLOATS, check_layers, match, refuse_quantised
 from upcycle.families.pairs import DENSE
 from upcycle.message import quoted
@@ -82,7 +82,7 @@ def adapter_base(checkpoint: Checkpoint) -> AdapterBase:
     code of its own, CheckpointError for one that is incomplete.
     """
     config = checkpoint.config
-    refuse_mixture(config)
+    refuse_other_kinds(config)
     row = row_of(config)
     has_pair = _has_pair(checkpoint)
     if not has_pair:

@@ -1,15 +1,13 @@
 """From a dense model's config to its mixture's: every field is carried over, kept, left out, or refused by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families import rope
-from upcycle.families.dense.attachable import ATTACHABLE
-from upcycle.families.pairs import DENSE, Form, Pair, pairs_of
+from upcycle.families.pairs import Pair
 from upcycle.families.rules import Carry, CarryIn, Each, Keep, Made, Means, Only, Reaches, Rule, Same, Uniform
 from upcycle.families.unread import concern, reads
-from upcycle.families.without_target import WITHOUT_TARGET, encoder_decoder
 from upcycle.message import listed, quoted
 
 MAX_SIZE = 2**31 - 1
@@ -22,78 +20,20 @@ ACTIVATIONS = (
 )  # fmt: skip
 """Of transformers (activations.py), those without parameters of their own."""
 
-ALREADY_MOE = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
-"""Config fields by which a model that is a mixture of experts already is recognised."""
+KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "size": lambda value: type(value) is int and 1 <= value <= MAX_SIZE,
+    "size that is given": lambda value: KINDS["size"](value),
+    "count": lambda value: type(value) is int and 0 <= value <= MAX_SIZE,
+    "number": lambda value: _is_number(value),
+    "number or null": lambda value: _is_number(value),
+    "flag": lambda value: type(value) is bool,
+    "known activation": lambda value: isinstance(value, str) and value in ACTIVATIONS,
+    "head size for some layers": lambda value: isinstance(value, dict) and all(map(_is_head_size, value.items())),
+    "any": lambda _value: True,
+}
+"""What a value of a field must be -> whether one is."""
 
 _MAX_PROBLEMS = 8  # told at once
-
-
-def find_pairs(config: Mapping[str, Any], target: str | None = None, form: Form = "full") -> tuple[Pair, ...]:
-    """Return the pairs of the dense model that a config names, in the order of preference; `target` leaves one.
-
-    Raises UnsupportedError when there is none.
-    """
-    refuse_mixture(config)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in DENSE:
-        raise _no_pair(config)
-    pairs = pairs_of(model_type, target, form)
-    architectures, dense = config.get("architectures"), pairs[0].dense
-    if architectures is not None and not _is_class(architectures, (dense.model_class, *dense.other_classes)):
-        raise UnsupportedError(
-            "the checkpoint holds another kind of model", found=short(architectures), expected=dense.model_class
-        )
-    return pairs
-
-
-def _no_pair(config: Mapping[str, Any]) -> UnsupportedError:
-    """The error for a dense model without a target, with the reason where it is known."""
-    model_type, why = config.get("model_type"), encoder_decoder(config)
-    found, what = f"model_type {quoted(model_type)}", "no mixture of experts is known for this model"
-    known = WITHOUT_TARGET.get(model_type) if isinstance(model_type, str) else None
-    if why is not None:
-        return UnsupportedError(why, found=found)
-    hint = "`upcycle attach` gives it adapter experts" if model_type in tuple(ATTACHABLE) else None
-    if known is None:
-        return UnsupportedError(what, found=found, expected=f"one of {', '.join(DENSE)}", hint=hint)
-    return UnsupportedError(f"{what} ({known.title}): {known.why}", found=found, hint=hint)
-
-
-def fitting(
-    config: Mapping[str, Any], ignored_fields: Sequence[str] = (), target: str | None = None, form: Form = "full"
-) -> tuple[Pair, dict[str, Any]]:
-    """Return the first pair whose target can express a dense config, and the target's config.
-
-    Raises UnsupportedError with what stops each target; see `find_pairs` and `target_config`.
-    """
-    problems: list[UnsupportedError] = []
-    for pair in find_pairs(config, target, form):
-        try:
-            return pair, target_config(pair, config, ignored_fields)
-        except UnsupportedError as error:
-            problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    told = list(dict.fromkeys(map(str, problems)))
-    raise UnsupportedError(
-        f"no mixture of experts can express this model: {listed(told, _MAX_PROBLEMS, between='; or ', cut=800)}"
-    )
-
-
-def _is_class(architectures: Any, classes: Sequence[str]) -> bool:
-    """Whether `architectures` names one of the classes alone, in any case: the first llamas say LLaMAForCausalLM."""
-    names = architectures if isinstance(architectures, list) else []
-    return [str(name).lower() for name in names] in [[name.lower()] for name in classes]
-
-
-def refuse_mixture(config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedError for the config of a model that is a mixture of experts already."""
-    experts = [name for name in ALREADY_MOE if config.get(name) not in (None, 0)]
-    if experts:
-        raise UnsupportedError(
-            "the model is a mixture of experts already",
-            found=f"{experts[0]} = {short(config[experts[0]])}, {short(config.get('model_type'))}",
-        )
 
 
 def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequence[str] = ()) -> dict[str, Any]:
@@ -121,7 +61,8 @@ def target_config(pair: Pair, config: Mapping[str, Any], ignored_fields: Sequenc
         )
     result.update({name: config[name] for name in others if not reads(pair.target.model_type, name)})
     _derive_heads(config, result)
-    result.update(rope.rope_fields(config, pair.dense.rope, partial=pair.target.partial_rotary))
+    if pair.dense.rope:
+        result.update(rope.rope_fields(config, pair.dense.rope, partial=pair.target.partial_rotary))
     result.update({name: rule.make(config, result) for name, rule in fields.items() if isinstance(rule, Made)})
     return result
 
@@ -133,7 +74,7 @@ def unruled(pair: Pair, config: Mapping[str, Any]) -> list[str]:
 
 
 def _ruled(pair: Pair) -> set[str]:
-    return {*pair.fields, *rope.FIELDS, "head_dim"}
+    return {*pair.fields, *(rope.FIELDS if pair.dense.rope else ()), "head_dim"}
 
 
 def sizes_of(pair: Pair, config: Mapping[str, Any]) -> dict[str, int]:
@@ -173,8 +114,10 @@ def _apply(name: str, rule: Rule, config: Mapping[str, Any], result: dict[str, A
         result[name] = rule.values.get(str(rule.default if value is None else value))
     elif name in config and (isinstance(rule, Keep) or (isinstance(rule, Each) and rule.carried)):
         result[name] = value
+    if isinstance(rule, Keep):
+        return None if value is None else _kind_problem(name, value, rule.kind)
     wanted = value is not None or (isinstance(rule, Uniform) and not rule.absent)
-    if isinstance(rule, Keep | Made) or not wanted or _is_allowed(value, rule, config):
+    if isinstance(rule, Made) or not wanted or _is_allowed(value, rule, config):
         return None
     return f"{name} = {quoted(value)}: {rule.why}"
 
@@ -215,20 +158,19 @@ def _is_uniform(value: Any, rule: Uniform) -> bool:
 
 
 def _kind_problem(name: str, value: Any, kind: str) -> str | None:
-    good = {
-        "size": type(value) is int and 1 <= value <= MAX_SIZE,
-        "size that is given": type(value) is int and 1 <= value <= MAX_SIZE,
-        "number": _is_number(value),
-        "number or null": _is_number(value),
-        "flag": type(value) is bool,
-        "known activation": value in ACTIVATIONS if isinstance(value, str) else False,
-        "any": True,
-    }[kind]
+    good = KINDS[kind](value)
     return None if good else f"{name} = {quoted(value)}: expected a {kind}"
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < float("inf")
+
+
+def _is_head_size(entry: tuple[Any, Any]) -> bool:
+    """Whether an entry of Gemma 4's `per_layer_config` is a layer's number and nothing but sizes of its heads."""
+    layer, sizes = entry
+    named = isinstance(sizes, dict) and sizes.keys() <= {"head_dim", "num_key_value_heads"}
+    return layer.isdecimal() and named and all(KINDS["size"](size) for size in sizes.values())
 
 
 def _derive_heads(config: Mapping[str, Any], result: dict[str, Any]) -> None:

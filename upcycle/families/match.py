@@ -11,8 +11,9 @@ from typing import Any
 from upcycle.checkpoint.header import TensorSpec, rows_of
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import CheckpointError, InputError, UnsupportedError
-from upcycle.families.config import find_pairs, fitting, sizes_of
+from upcycle.families.config import sizes_of
 from upcycle.families.dense.dense import Dense
+from upcycle.families.find import find_pairs, fitting
 from upcycle.families.pairs import Form, Pair
 from upcycle.families.parts import HEAD, Place, dimension
 from upcycle.families.targets.target import Target
@@ -52,9 +53,14 @@ class Match:
     @property
     def cache_width(self) -> int:
         """The number of keys and values that one token leaves in the cache, in all layers."""
-        places = [self.place(part, layer) for part in self.dense.cached for layer in range(self.layers)]
-        ends = [self.shape(place.rows or ("0", place.shape[0])) for place in places if place]
-        return sum(end - first for first, end in ends)
+        width = 0
+        for layer in range(self.layers):
+            places = [self.place(part, layer) for part in self.dense.cached]
+            for place in places:
+                kept = place or places[0]  # without a projection of their own, values are the keys
+                first, end = self.shape(kept.rows or ("0", kept.shape[0]), layer) if kept else (0, 0)
+                width += end - first
+        return width
 
     @property
     def tied(self) -> bool:
@@ -66,19 +72,25 @@ class Match:
         place = self.dense.parts.get(part)
         return place if place and (place.when is None or place.when.holds(self.dense_config, layer)) else None
 
-    def tensors(self) -> Iterator[tuple[str, Place, str]]:
-        """Yield every tensor that the dense checkpoint has, as (one of its parts, its place, its name)."""
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Yield every tensor that the dense checkpoint has, as (one of its parts, its shape, its name)."""
         seen = set()
         for part, place in self.dense.parts.items():
             for layer in range(self.layers) if place.per_layer else (0,):
                 name = place.tensor.format(layer=layer)
                 if name not in seen and self.place(part, layer):  # else it holds other rows of the same one
                     seen.add(name)
-                    yield part, place, name
+                    yield part, self.shape(place.shape, layer), name
 
-    def shape(self, letters: Sequence[str]) -> tuple[int, ...]:
-        """Return the shape that `letters` stand for."""
-        return tuple(dimension(letter, self.sizes) for letter in letters)
+    def sizes_in(self, layer: int) -> Mapping[str, int]:
+        """Return what the letters stand for in one layer."""
+        own = {letter: size(self.config, layer) for letter, size in self.dense.layer_sizes.items()}
+        return {**self.sizes, **own} if own else self.sizes
+
+    def shape(self, letters: Sequence[str], layer: int = 0) -> tuple[int, ...]:
+        """Return the shape that `letters` stand for in a layer."""
+        sizes = self.sizes_in(layer)
+        return tuple(dimension(letter, sizes) for letter in letters)
 
     def part(self, checkpoint: Checkpoint, part: str, layer: int = 0) -> TensorSpec | None:
         """Return where a part of the dense model lies in `checkpoint`; None where it is not there, as a tied head."""
@@ -86,7 +98,7 @@ class Match:
         spec = checkpoint.tensors.get(place.tensor.format(layer=layer)) if place else None
         if spec is None or place is None or place.rows is None:
             return spec
-        first, end = self.shape(place.rows)
+        first, end = self.shape(place.rows, layer)
         return rows_of(spec, first, end)
 
 
@@ -130,7 +142,7 @@ def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
     check_layers(checkpoint, dense.spine.layer, matched.layers)
     tied = matched.config["tie_word_embeddings"]
     expected: set[str] = set()
-    for part, place, name in matched.tensors():
+    for part, shape, name in matched.tensors():
         expected.add(name)
         spec = tensors.get(name)
         if spec is None:
@@ -145,7 +157,6 @@ def _check_tensors(matched: Match, checkpoint: Checkpoint) -> None:
                 expected=", ".join(FLOATS),
                 hint=_DEQUANTISE,
             )
-        shape = matched.shape(place.shape)
         if spec.shape != shape:
             raise CheckpointError(
                 f"tensor {name!r} does not match config.json", where=spec.path, found=spec.shape, expected=shape

@@ -17,6 +17,7 @@ from upcycle.families.dense.cohere2 import COHERE2
 from upcycle.families.dense.dense import Dense
 from upcycle.families.dense.ernie4_5 import ERNIE4_5
 from upcycle.families.dense.gemma import GEMMA
+from upcycle.families.dense.gemma4_text import GEMMA4_TEXT
 from upcycle.families.dense.glm import GLM
 from upcycle.families.dense.granite import GRANITE, GRANITE_SWA
 from upcycle.families.dense.granitemoehybrid import GRANITEMOEHYBRID_DENSE
@@ -43,6 +44,7 @@ from upcycle.families.targets.deepseek_v3 import DEEPSEEK_V3
 from upcycle.families.targets.dots1 import DOTS1
 from upcycle.families.targets.ernie4_5_moe import ERNIE4_5_MOE
 from upcycle.families.targets.flex_olmo import FLEX_OLMO
+from upcycle.families.targets.gemma4_text import GEMMA4_TEXT_MOE
 from upcycle.families.targets.glm4_moe import GLM4_MOE
 from upcycle.families.targets.granitemoe import GRANITEMOE
 from upcycle.families.targets.granitemoe_swa import GRANITEMOE_SWA
@@ -133,59 +135,63 @@ _FROM_ONE = dict.fromkeys(("norm.attention", "norm.ffn", "norm.final"), Change(a
 _IN_HALVES = {f"attention.{name}": Change(order=halves) for name in ("q", "k", "q.bias", "k.bias")}
 """The dense model rotates neighbours, the target halves."""
 
+_NO_DROPOUT = {"attention_dropout": Only((0, 0.0), "the target has no such dropout")}
+
+_NO_OUT_BIAS = {"attention_out_bias": Only((False,), NO_BIAS)}
+
+_UNTIED = {"tie_word_embeddings": False}
+"""The head is the embeddings before they are scaled."""
+
+_SCALED = {**_FROM_ONE, "embeddings": Change(root="D")}
+
 PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, MIXTRAL),
-    Pair(MISTRAL, MIXTRAL),
-    Pair(MINISTRAL, MIXTRAL),
-    Pair(INTERNLM3, MIXTRAL),
-    Pair(IQUESTCODER, MIXTRAL),
-    Pair(
-        GEMMA,
-        MIXTRAL,
-        constants={"tie_word_embeddings": False},  # the head is the embeddings before they are scaled
-        changes={**_FROM_ONE, "embeddings": Change(root="D")},
-    ),
-    Pair(OLMO2, FLEX_OLMO),
-    Pair(OLMO3, FLEX_OLMO),
-    Pair(ERNIE4_5, ERNIE4_5_MOE),
-    Pair(HELIUM, MIXTRAL, changes=_IN_HALVES),
-    Pair(HELIUM, GRANITEMOE, _BIASED, changes=_IN_HALVES),
-    Pair(HELIUM, ERNIE4_5_MOE, {"attention_dropout": Only((0, 0.0), "the target has no such dropout")}),
-    Pair(QWEN3, QWEN3_MOE),
-    Pair(PHI3, MIXTRAL, notes=(_LONGROPE_CACHE,)),
     Pair(LLAMA, GRANITEMOE, _BIASED),
     Pair(LLAMA, GRANITEMOESHARED, _BIASED, forms=_BOTH),
     Pair(LLAMA, QWEN2_MOE, forms=_BOTH),
-    Pair(COHERE2, COHERE2_MOE),
-    Pair(HUNYUAN_V1_DENSE, HUNYUAN_V1_MOE),
-    Pair(LFM2, LFM2_MOE),
-    Pair(QWEN3_5_TEXT, QWEN3_5_MOE_TEXT),
-    Pair(ARCEE, MIXTRAL),
-    Pair(ARCEE, GRANITEMOE, _BIASED),
-    Pair(COHERE, COHERE2_MOE),
-    Pair(SMOLLM3, GRANITEMOE_SWA),
-    Pair(GRANITEMOEHYBRID_DENSE, GRANITEMOEHYBRID),
+    Pair(LLAMA, GLM4_MOE),
+    Pair(LLAMA, SOLAR_OPEN),
+    Pair(MISTRAL, MIXTRAL),
     Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=("compact",)),
     Pair(MISTRAL, QWEN2_MOE, _NO_WINDOW, forms=("compact",)),
-    Pair(GRANITE, GRANITEMOE),
-    Pair(GRANITE, GRANITEMOESHARED, forms=_BOTH),
-    Pair(GRANITE_SWA, GRANITEMOE_SWA, forms=_BOTH),
+    Pair(MINISTRAL, MIXTRAL),
     Pair(QWEN2, GRANITEMOE, constants=_WITH_BIASES),
     Pair(QWEN2, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),
     Pair(QWEN2, QWEN2_MOE, forms=_BOTH),
-    Pair(SEED_OSS, GRANITEMOE, constants=_WITH_BIASES),
-    Pair(SEED_OSS, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),
-    Pair(SEED_OSS, QWEN2_MOE, {"attention_out_bias": Only((False,), NO_BIAS)}, forms=_BOTH),
-    # sigmoid routers
-    Pair(LLAMA, GLM4_MOE),
-    Pair(GLM, GLM4_MOE, changes=_IN_HALVES),
-    Pair(LLAMA, SOLAR_OPEN),
     Pair(QWEN2, GLM4_MOE, constants=_WITH_BIASES),
+    Pair(QWEN3, QWEN3_MOE),
     Pair(QWEN3, DOTS1, _WINDOWS),
     Pair(QWEN3, GLM4_MOE, _NO_BIAS, {"use_qk_norm": True}),
     Pair(QWEN3, HY_V3),
+    Pair(QWEN3_5_TEXT, QWEN3_5_MOE_TEXT),
+    Pair(PHI3, MIXTRAL, notes=(_LONGROPE_CACHE,)),
     Pair(PHI3, GLM4_MOE, _WIDE_WINDOW),
+    Pair(GEMMA, MIXTRAL, constants=_UNTIED, changes=_SCALED),
+    Pair(GEMMA4_TEXT, GEMMA4_TEXT_MOE),
+    Pair(GRANITE, GRANITEMOE),
+    Pair(GRANITE, GRANITEMOESHARED, forms=_BOTH),
+    Pair(GRANITE_SWA, GRANITEMOE_SWA, forms=_BOTH),
+    Pair(GRANITEMOEHYBRID_DENSE, GRANITEMOEHYBRID),
+    Pair(SMOLLM3, GRANITEMOE_SWA),
+    Pair(OLMO2, FLEX_OLMO),
+    Pair(OLMO3, FLEX_OLMO),
+    Pair(COHERE, COHERE2_MOE),
+    Pair(COHERE2, COHERE2_MOE),
+    Pair(GLM, GLM4_MOE, changes=_IN_HALVES),
+    Pair(ERNIE4_5, ERNIE4_5_MOE),
+    Pair(HUNYUAN_V1_DENSE, HUNYUAN_V1_MOE),
+    Pair(SEED_OSS, GRANITEMOE, constants=_WITH_BIASES),
+    Pair(SEED_OSS, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),
+    Pair(SEED_OSS, QWEN2_MOE, _NO_OUT_BIAS, forms=_BOTH),
     Pair(YOUTU, DEEPSEEK_V3),
+    Pair(LFM2, LFM2_MOE),
+    Pair(ARCEE, MIXTRAL),
+    Pair(ARCEE, GRANITEMOE, _BIASED),
+    Pair(HELIUM, MIXTRAL, changes=_IN_HALVES),
+    Pair(HELIUM, GRANITEMOE, _BIASED, changes=_IN_HALVES),
+    Pair(HELIUM, ERNIE4_5_MOE, _NO_DROPOUT),
+    Pair(INTERNLM3, MIXTRAL),
+    Pair(IQUESTCODER, MIXTRAL),
 )
 """Of the pairs of one dense model and form, the first is made whose target can express the config.
 

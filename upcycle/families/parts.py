@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ROLES = ("embeddings", "attention", "router", "shared", "experts", "ffn", "norms", "head")
-"""The kinds of tensors that a plan counts, in the order of its table."""
+ROLES = ("embeddings", "attention", "router", "shared", "experts", "ffn", "norms", "head", "other")
+"""The kinds of tensors that a plan counts, in the order of its table; other: what is around a language model."""
 
 HEAD = "head"
 """The part that a checkpoint with tied embeddings may lack."""

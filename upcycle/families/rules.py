@@ -10,7 +10,7 @@ class Carry:
     """The target has the field too; it is written even when absent, since the classes' defaults differ."""
 
     default: Any  # of the dense class
-    kind: str = "any"  # size (or null), size that is given, number, number or null, flag, known activation or any
+    kind: str = "any"  # what a value is: a key of `families.config.KINDS`
     to: str | None = None  # what the target calls it; None: the same
     given: str | None = None  # a flag of the dense config without which the class takes the field for null
     means: tuple[tuple[str, str], ...] = ()  # values that the dense class takes for others: (found, written)
@@ -31,6 +31,8 @@ class CarryIn:
 @dataclass(frozen=True, slots=True)
 class Keep:
     """The field has no influence on what the model computes; it is written as it is when present."""
+
+    kind: str = "any"  # what a value is, if it is not null: as of Carry
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging as transformers_logging
 
 from upcycle.checkpoint.header import Shapes
@@ -34,7 +34,8 @@ def check_fit(directory: Path, shapes: Shapes) -> None:
     with _silence() as said:
         try:
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-            model_class = AutoModelForCausalLM._model_mapping[type(config)]
+            text = type(config) in AutoModelForCausalLM._model_mapping
+            model_class = (AutoModelForCausalLM if text else AutoModelForImageTextToText)._model_mapping[type(config)]
         except Exception as error:  # whatever it may be, the config is the cause: nothing else is read
             raise InputError(
                 f"transformers knows no causal language model of this config ({_reason(error)})", where=directory

@@ -48,7 +48,7 @@ class StreamedModel:
 
     def __init__(self, checkpoint: Checkpoint, spine: Spine, target: Target | None = None) -> None:
         """Build the stock module tree of the checkpoint's config, without weights; `target` is given for a mixture."""
-        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False).get_text_config(decoder=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, experts_implementation="eager")
         self.directory = checkpoint.directory

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging
 
 
@@ -40,7 +40,7 @@ def greedy(model: Any, ids_T: Tensor, count: int) -> tuple[list[int], list[float
 def cut(model: Path, layers: int) -> dict[str, Any]:
     """Return the fields of the config with which the checkpoint in `model` loads as its first layers; none for all."""
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    if layers == config["num_hidden_layers"]:
+    if layers == config.get("text_config", config)["num_hidden_layers"]:
         return {}
     lists = {name: value[:layers] for name, value in config.items() if name.endswith("layer_types") and value}
     return {"num_hidden_layers": layers, **lists}
@@ -54,7 +54,9 @@ def main(directory: Path) -> None:
     options = {"dtype": asked["dtype"], "experts_implementation": asked["experts"]}
     options = {name: value for name, value in options.items() if value is not None}
     options |= cut(Path(asked["model"]), asked["layers"])
-    model, info = AutoModelForCausalLM.from_pretrained(asked["model"], output_loading_info=True, **options)
+    kind = type(AutoConfig.from_pretrained(asked["model"]))
+    loader: Any = AutoModelForCausalLM if kind in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+    model, info = loader.from_pretrained(asked["model"], output_loading_info=True, **options)
     model.eval()
     ids_T = torch.tensor(asked["ids"])
     np.save(directory / "logits.npy", logits(model, ids_T).numpy())
@@ -63,7 +65,7 @@ def main(directory: Path) -> None:
         "class": type(model).__name__,
         "version": transformers.__version__,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "experts": getattr(model.config, "_experts_implementation", None),
+        "experts": getattr(model.config.get_text_config(decoder=True), "_experts_implementation", None),
         "loading": {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys},
         "tokens": tokens,
         "read": None,

@@ -27,7 +27,7 @@ class Write:
     name: str
     dtype: str  # a safetensors dtype
     shape: tuple[int, ...]
-    role: str  # embeddings, attention, norms, router, experts or head
+    role: str  # one of `families.parts.ROLES`
     source: Source
 
     @property

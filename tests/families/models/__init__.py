@@ -26,6 +26,7 @@ class Model:
     tolerance: float = 1e-5  # of logits, relative to the largest
     exact: bool = True  # what the receipt says
     dtype: torch.dtype = torch.float32  # of the weights on disk
+    spread: float = 0.15  # standard deviation of its matrices
     greedy: bool = True  # twenty tokens of greedy text are the same
 
 
@@ -36,7 +37,7 @@ def save_model(name: str, model: Model, directory: Path) -> Path:
         fields.pop("rope_theta", None)
     torch.manual_seed(sum(name.encode()))
     config = CONFIG_MAPPING[model.model_type](**fields)
-    dense = draw_weights(AutoModelForCausalLM.from_config(config))
+    dense = draw_weights(AutoModelForCausalLM.from_config(config), model.spread)
     dense.to(model.dtype).save_pretrained(directory)
     return directory
 

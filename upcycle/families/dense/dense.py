@@ -79,7 +79,7 @@ class Dense:
     title: str  # what people call it
     parts: Mapping[str, Place]
     fields: Mapping[str, Rule]  # what becomes of each config field; a pair may say otherwise
-    rope: Rope
+    rope: Rope | None  # None: `fields` has its rotary settings, which pass as they are
     modules: Modules | None  # None: adapter experts have no place in it
     ignored_tensors: tuple[str, ...] = ()  # regular expressions: buffers of old checkpoints that no reader uses
     spine: Spine = Spine()
@@ -87,6 +87,8 @@ class Dense:
     known: str = ""  # models that people know of it
     sizes: Mapping[str, Callable[[Mapping[str, Any]], int]] = field(default_factory=dict)  # letters of its own
     other_classes: tuple[str, ...] = ()  # names of classes outside transformers that published configs give
+    layer_sizes: Mapping[str, Callable[[Mapping[str, Any], int], int]] = field(default_factory=dict)
+    """Letters that stand for something else in each layer: of the target's config, and the layer's number."""
     derived: Mapping[str, Derived] = field(default_factory=dict)  # config fields that the class makes of others
     cached: tuple[str, ...] = ("attention.k", "attention.v")  # parts with a row for each value that the cache keeps
 

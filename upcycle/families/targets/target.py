@@ -54,6 +54,9 @@ class Target:
     stock_loss: bool = True  # transformers' own forward adds a load-balancing loss to its loss
     layer_choice: LayerChoice | None = None  # None: every layer is sparse
     least_experts: int = 1  # of a layer, with which the stock class runs
+    nearly: Callable[[Config], str] | None = None
+    """How near the dense model a conversion comes where the weights decide; None: as near as rounding."""
+    keeps_ffn: str | None = None  # why the experts of an adapter do not merge where the dense FFN stays beside them
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
     idle_width: int = 0  # neurons of a shared expert that adds nothing, where the class cannot do without a shared one
 
