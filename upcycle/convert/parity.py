@@ -63,7 +63,7 @@ def run_both(dense: Checkpoint, moe: Checkpoint, pair: Pair, ids_BT: Tensor) -> 
     parity = Parity(tokens=ids_BT.shape[1])
     states, dense_TV = _run(StreamedModel(dense, pair.dense.spine), ids_BT)  # not kept: it holds the memory of a layer
     parity.largest_logit = float(dense_TV.abs().max())
-    model = StreamedModel(moe, pair.target.spine, pair.target)
+    model = StreamedModel(moe, pair.target.spine)
     calls, hidden_BTD = _run_compared(model, pair.target.router.scores, ids_BT, states, parity)
     del states
     moe_TV = model.logits(hidden_BTD[0])

@@ -21,7 +21,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import CheckpointError
 from upcycle.families.dense.dense import Spine
-from upcycle.families.targets.target import Target
 from upcycle.message import listed
 from upcycle.plan.values import Floats, read_blocks
 
@@ -46,8 +45,8 @@ class LayerCall:
 class StreamedModel:
     """A causal language model that is read layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, spine: Spine, target: Target | None = None) -> None:
-        """Build the stock module tree of the checkpoint's config, without weights; `target` is given for a mixture."""
+    def __init__(self, checkpoint: Checkpoint, spine: Spine) -> None:
+        """Build the stock module tree of the checkpoint's config, without weights."""
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False).get_text_config(decoder=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, experts_implementation="eager")
@@ -60,7 +59,6 @@ class StreamedModel:
         self.layers: Sequence[nn.Module] = self.base.layers
         self._on_disk = spine.layer.removesuffix("layers.{layer}")  # what the base model is called there
         self._in_memory = next(f"{name}." for name, module in model.named_modules() if module is self.base)
-        self._target = target
         self._memory: dict[tuple[str, torch.Size], Tensor] = {}
         _compute_buffers(self.model, self.base)
 
@@ -149,8 +147,6 @@ class StreamedModel:
         plain = ".".join(part for part in (path, name) if part)
         if self._on_disk + plain in self.tensors:
             return [self._on_disk + plain]
-        if self._target and name in self._target.stacked:
-            return self._target.names_of(self._target.stacked[name], int(path.removeprefix("layers.")), shape[0])
         return self._stock_parts(plain, shape)
 
     def _stock_parts(self, path: str, shape: torch.Size) -> list[str]:

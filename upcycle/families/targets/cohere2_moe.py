@@ -1,6 +1,6 @@
 """Cohere2-MoE: what cohere2 becomes."""
 
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, MLP_EITHER, STACKED
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, MLP_EITHER
 from upcycle.families.targets.target import LayerChoice, Router, Target
 
 COHERE2_MOE = Target(
@@ -24,10 +24,7 @@ COHERE2_MOE = Target(
         "prefix_dense_sliding_window_pattern": 4,
         "output_router_logits": False,
     },
-    router=Router("mlp.gate", scores="softmax", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="softmax", renormalises=True),
     layer_choice=LayerChoice(
         "any of them",
         lambda sparse: {"mlp_layer_types": ["sparse" if experts else "dense" for experts in sparse]},

@@ -4,7 +4,7 @@
 """
 
 from upcycle.families.parts import Tensor, When
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, STACKED, first_dense
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, first_dense
 from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
@@ -37,10 +37,7 @@ DEEPSEEK_V3 = Target(
         "num_nextn_predict_layers": 0,
         "pretraining_tp": 1,
     },
-    router=Router("mlp.gate", scores="sigmoid", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,
     least_experts=TWO_BEST,

@@ -1,7 +1,7 @@
 """ERNIE 4.5 MoE: what a dense ERNIE 4.5 becomes; its router adds a bias to the scores by which it chooses."""
 
 from upcycle.families.parts import SPARSE, Tensor
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, MLP_EITHER, STACKED
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, MLP_EITHER
 from upcycle.families.targets.target import LayerChoice, Router, Target
 
 
@@ -45,10 +45,7 @@ ERNIE4_5_MOE = Target(
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
     },
-    router=Router("mlp.gate", scores="softmax", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="softmax", renormalises=True),
     layer_choice=LayerChoice("a range, as last:8 or 4-7, or every:N", _spaced),
     limits=(),
 )

@@ -1,7 +1,7 @@
 """FlexOlmo: what OLMo 2 becomes, and OLMo 3 without sliding windows."""
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EXPERTS, STACKED
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EXPERTS
 from upcycle.families.targets.target import Router, Target
 
 FLEX_OLMO = Target(
@@ -23,9 +23,6 @@ FLEX_OLMO = Target(
         "output_router_logits": False,
         "router_aux_loss_coef": 0.01,
     },
-    router=Router("mlp.gate", scores="softmax", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="softmax", renormalises=True),
     limits=(),
 )

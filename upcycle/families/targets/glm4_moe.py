@@ -4,7 +4,7 @@ Each of the last three may be there or not, so that llama, qwen2, qwen3 and phi3
 """
 
 from upcycle.families.parts import Tensor, When
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, STACKED, first_dense
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, first_dense
 from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
@@ -29,10 +29,7 @@ GLM4_MOE = Target(
         "first_k_dense_replace": 0,
         "num_nextn_predict_layers": 0,
     },
-    router=Router("mlp.gate", scores="sigmoid", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,
     least_experts=TWO_BEST,

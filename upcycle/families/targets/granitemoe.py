@@ -44,14 +44,7 @@ GRANITEMOE = Target(
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
     },
-    router=Router("block_sparse_moe.router", scores="softmax", renormalises=True),
-    block="block_sparse_moe",
-    experts="block_sparse_moe.experts",
-    stacked={
-        "block_sparse_moe.router.weight": ("router",),
-        "block_sparse_moe.experts.gate_up_proj": ("expert.gate", "expert.up"),
-        "block_sparse_moe.experts.down_proj": ("expert.down",),
-    },
+    router=Router(scores="softmax", renormalises=True),
     limits=(
         (
             lambda config: config["hidden_act"] != "silu",

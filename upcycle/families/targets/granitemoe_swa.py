@@ -26,7 +26,6 @@ GRANITEMOE_SWA = replace(
         Tensor("experts", _SPARSE + "experts.gate_up_proj", ("E", "2M", "D"), ("expert.gate", "expert.up")),
         Tensor("experts", _SPARSE + "experts.down_proj", ("E", "D", "M"), ("expert.down",)),
     ),
-    stacked={},  # on disk as in memory
     limits=(),
     readers=Readers(),  # not tried
 )

@@ -39,9 +39,6 @@ GRANITEMOEHYBRID = Target(
     },
     constants=GRANITEMOE.constants,
     router=GRANITEMOE.router,
-    block=GRANITEMOE.block,
-    experts=GRANITEMOE.experts,
-    stacked=GRANITEMOE.stacked,
     limits=(),
     idle_width=32,  # of width 0 torch warns whenever the model is loaded
 )

@@ -5,7 +5,7 @@ as the first of the others with a down projection of zeros: it adds nothing, and
 """
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EXPERTS, STACKED
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EXPERTS
 from upcycle.families.targets.target import Router, Target
 
 _SHARED = LAYER + "mlp.shared_mlp."
@@ -27,10 +27,7 @@ HUNYUAN_V1_MOE = Target(
     ),
     fields={"num_experts": "E", "moe_topk": "top_k", "num_experts_per_tok": "top_k", "intermediate_size": "M"},
     constants={"output_router_logits": False},
-    router=Router("mlp.gate", scores="softmax", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked={**STACKED, "mlp.gate.wg.weight": ("router",)},
+    router=Router(scores="softmax", renormalises=True),
     limits=(),
     stock_loss=False,
 )

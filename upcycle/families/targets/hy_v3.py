@@ -7,7 +7,7 @@ Here it is the first of the experts with a down projection of zeros: it adds not
 from dataclasses import replace
 
 from upcycle.families.parts import SPARSE, Tensor
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_DENSE, MLP_EXPERTS, STACKED
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_DENSE, MLP_EXPERTS
 from upcycle.families.targets.target import LayerChoice, Router, Target
 
 _MLP = LAYER + "mlp."
@@ -41,10 +41,7 @@ HY_V3 = Target(
         "mlp_bias": False,
         "output_router_logits": False,
     },
-    router=Router("mlp.gate", scores="sigmoid", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,
     layer_choice=LayerChoice(

@@ -65,14 +65,6 @@ def first_dense(field: str) -> LayerChoice:
     return LayerChoice("the last ones, as last:8", fields)
 
 
-STACKED = {
-    "mlp.gate.weight": ("router",),
-    "mlp.experts.gate_up_proj": ("expert.gate", "expert.up"),
-    "mlp.experts.down_proj": ("expert.down",),
-}
-"""Router and experts of a layer as most stock classes hold them in memory."""
-
-
 def window(config: Config) -> float:
     """Return the sliding window of a config in tokens; infinite without one."""
     found = config.get("sliding_window")

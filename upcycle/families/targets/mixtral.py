@@ -2,7 +2,7 @@
 
 from upcycle.families.parts import Tensor
 from upcycle.families.readers import Readers
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS, STACKED
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, LIMITS
 from upcycle.families.targets.target import Router, Target
 
 _SPARSE = LAYER + "block_sparse_moe."
@@ -25,10 +25,7 @@ MIXTRAL = Target(
         "intermediate_size": "M",
     },
     constants={"output_router_logits": False, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0},
-    router=Router("mlp.gate", scores="softmax", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="softmax", renormalises=True),
     limits=LIMITS,
     readers=Readers("compared", ("default", "linear", "yarn", "llama3")),
 )

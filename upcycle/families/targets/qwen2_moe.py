@@ -8,7 +8,7 @@ width 0 torch warns whenever the model is loaded.
 from dataclasses import replace
 
 from upcycle.families.parts import SPARSE, Tensor
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, LIMITS, MLP_EITHER, MLP_ONLY, STACKED
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, LIMITS, MLP_EITHER, MLP_ONLY
 from upcycle.families.targets.target import Router, Target
 
 _SHARED = LAYER + "mlp.shared_expert."
@@ -42,10 +42,7 @@ QWEN2_MOE = Target(
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
     },
-    router=Router("mlp.gate", scores="softmax", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="softmax", renormalises=True),
     layer_choice=MLP_ONLY,
     idle_width=32,  # rows that other programs quantise and divide over devices
     limits=(

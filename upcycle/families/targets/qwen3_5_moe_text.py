@@ -7,7 +7,7 @@ down projection is doubled.
 
 from upcycle.families.dense.qwen3_5_text import QWEN3_5_TEXT
 from upcycle.families.parts import HEAD, MATRICES, Tensor
-from upcycle.families.targets.llama_shaped import LAYER, MLP_EXPERTS, STACKED
+from upcycle.families.targets.llama_shaped import LAYER, MLP_EXPERTS
 from upcycle.families.targets.target import Router, Target
 
 _SHARED = LAYER + "mlp.shared_expert."
@@ -38,10 +38,7 @@ QWEN3_5_MOE_TEXT = Target(
         "shared_expert_intermediate_size": "S",
     },
     constants={"output_router_logits": False, "router_aux_loss_coef": 0.001},
-    router=Router("mlp.gate", scores="softmax", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="softmax", renormalises=True),
     limits=(),
     partial_rotary=True,
     idle_width=32,  # rows that other programs quantise and divide over devices

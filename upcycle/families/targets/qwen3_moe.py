@@ -1,7 +1,7 @@
 """Qwen3-MoE: what qwen3 becomes."""
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EITHER, MLP_ONLY, STACKED
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EITHER, MLP_ONLY
 from upcycle.families.targets.target import Router, Target
 
 QWEN3_MOE = Target(
@@ -24,10 +24,7 @@ QWEN3_MOE = Target(
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
     },
-    router=Router("mlp.gate", scores="softmax", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="softmax", renormalises=True),
     layer_choice=MLP_ONLY,
     limits=(
         (lambda config: config["hidden_act"] != "silu", "llama.cpp and vLLM compute SiLU whatever hidden_act says"),

@@ -1,6 +1,6 @@
 """Solar Open: a llama whose every layer has experts with sigmoid routers."""
 
-from upcycle.families.targets.llama_shaped import CARRIED, STACKED
+from upcycle.families.targets.llama_shaped import CARRIED
 from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EXPERTS, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
@@ -11,10 +11,7 @@ SOLAR_OPEN = Target(
     tensors=(*CARRIED, *SIGMOID_EXPERTS),
     fields=SIGMOID_FIELDS,
     constants={**SIGMOID_CONSTANTS, "attention_bias": False},
-    router=Router("mlp.gate", scores="sigmoid", renormalises=True),
-    block="mlp",
-    experts="mlp.experts",
-    stacked=STACKED,
+    router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,
     least_experts=TWO_BEST,

@@ -21,7 +21,6 @@ Limit = tuple[Callable[[Config], bool], str]
 class Router:
     """The router of one layer of the stock class."""
 
-    module: str  # named from the layer on
     scores: str  # softmax or sigmoid
     renormalises: bool  # it divides the top-k weights by their sum, whatever the config says
 
@@ -45,9 +44,6 @@ class Target:
     fields: Mapping[str, str]  # config field -> a letter of the shapes, "top_k", or "scale": see SCALE
     constants: Mapping[str, Any]  # further fields of the config, and their values where a pair carries none
     router: Router
-    block: str  # modules of a stock layer: the sparse FFN,
-    experts: str  # its experts
-    stacked: Mapping[str, tuple[str, ...]]  # parameter of a stock layer -> its parts, expert by expert, in memory order
     limits: tuple[Limit, ...]  # settings that llama.cpp, mlx-lm or vLLM ignore, refuse or compute wrongly
     readers: Readers = Readers()
     spine: Spine = Spine()
@@ -68,10 +64,3 @@ class Target:
     def reader_limits(self, config: Config) -> tuple[str, ...]:
         """Return what other programs do not compute of a model with this config, a sentence each."""
         return tuple(text for concerns, text in self.limits if concerns(config))
-
-    def names_of(self, parts: tuple[str, ...], layer: int, experts: int) -> list[str]:
-        """Return the tensors on disk that hold `parts`, expert by expert, in the order of `parts`."""
-        wanted = [parts] if any(tensor.parts == parts for tensor in self.tensors) else [(part,) for part in parts]
-        rows = [next(tensor for tensor in self.tensors if tensor.parts == some) for some in wanted]
-        numbers = range(experts) if rows[0].per_expert else (0,)
-        return [row.name.format(layer=layer, expert=expert) for expert in numbers for row in rows]
