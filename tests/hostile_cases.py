@@ -335,7 +335,7 @@ SINGLE: dict[str, Case] = {
     ),
     "half a rope": Case(
         fields(partial_rotary_factor=0.5),
-        f"{CONFIG}: partial_rotary_factor is not 1, which the target ignores; found 0.5",
+        f"{CONFIG}: partial_rotary_factor is not 1, which the dense class ignores; found 0.5",
     ),
     "many fields, long and with control characters": Case(
         fields(**{f"{n}{EVIL}": EVIL for n in range(99)}),

@@ -14,14 +14,14 @@ from tests.loras import save_lora
 from tests.merging import logits_error, run_merge
 from upcycle.adapters.layers import ExpertsLayer
 from upcycle.adapters.load import attached, expert_layers
-from upcycle.families.dense.attachable import ATTACHABLE
+from upcycle.families.base import row_of
 
 MATRICES = {"gate": 0, "up": 1, "down": 2}
 
 
 def dense_ffn(model_type: str, block: Any) -> list[Any]:
     """Weights and biases of gate, up and down of an FFN, None for what it has not, read by hand."""
-    names = ATTACHABLE[model_type].modules
+    names = row_of({"model_type": model_type}).modules
     of = {name: block.get_submodule(name.removeprefix("mlp.")) for name in names.linear}
     if names.gate_up is not None:
         weight = of[names.gate_up].weight
@@ -113,7 +113,7 @@ def test_in_training_the_dropout_of_the_ffn_stays(model_type: str, kind: str, tm
 def test_one_lora_alone_computes_what_peft_makes_of_it(model_type: str, tmp_path: Path) -> None:
     """A LoRA of a fused matrix becomes one of the gate and one of up, which share their A."""
     base = save_model(model_type, tmp_path / "base")
-    linear_layers = [name.rpartition(".")[2] for name in ATTACHABLE[model_type].modules.linear]
+    linear_layers = [name.rpartition(".")[2] for name in row_of({"model_type": model_type}).modules.linear]
     loras = [save_lora(base, tmp_path / name, target_modules=linear_layers, lora_alpha=12) for name in ("one", "other")]
     both = attach(base, tmp_path / "both", "lora", from_lora=tuple(map(str, loras)))
     rows_ED = next(value for name, value in load_file(both / "adapter_model.safetensors").items() if "router" in name)
@@ -127,7 +127,7 @@ def test_one_lora_alone_computes_what_peft_makes_of_it(model_type: str, tmp_path
 @pytest.mark.parametrize("model_type", ["gpt_bigcode", "glm", "falcon"])
 def test_the_control_is_of_the_same_linear_layers(model_type: str, tmp_path: Path) -> None:
     """GPT-BigCode calls a layer of its attention as it calls one of its FFN, `c_proj`."""
-    base, names = save_model(model_type, tmp_path / "base"), ATTACHABLE[model_type].modules
+    base, names = save_model(model_type, tmp_path / "base"), row_of({"model_type": model_type}).modules
     control = attach(base, tmp_path / "control", "lora", baseline="single-lora")
     model = attached(load(base), control).eval()
     assert torch.equal(logits(model), logits(load(base)))

@@ -565,7 +565,7 @@ def test_partial_rotation(factor: float, where: str) -> None:
     fields = {"partial_rotary_factor": factor} if where == "beside" else {"rope_parameters": inside}
     error = refused({**LLAMA, **fields})
     assert (error.what, error.found) == (
-        "config.json: partial_rotary_factor is not 1, which the target ignores", factor,
+        "config.json: partial_rotary_factor is not 1, which the dense class ignores", factor,
     )  # fmt: skip
 
 

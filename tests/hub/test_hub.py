@@ -154,10 +154,10 @@ def test_revisions(hub: Hub, client: Client, one: Path, tmp_path: Path) -> None:
 
 def test_what_is_refused_is_not_downloaded(hub: Hub, client: Client, tiny: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny, tmp_path / "model"))
-    edit_json(model / "config.json", attention_bias=True)
+    edit_json(model / "config.json", mlp_bias=True)
     hub.repo("org/biased", files(model))
     done = client.upcycle("convert", "org/biased", str(tmp_path / "out"))
-    assert "attention_bias" in refused(done, 2)
+    assert "mlp_bias" in refused(done, 2)
     assert not client.cached("**/blobs/*")
     assert hub.sent("safetensors") < 20_000
 

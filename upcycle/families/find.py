@@ -81,17 +81,17 @@ def fitting(
 
     Raises UnsupportedError with what stops each target; see `find_pairs` and `target_config`.
     """
-    problems: list[UnsupportedError] = []
+    problems: dict[str, UnsupportedError] = {}  # by what they say, but for the target
     for pair in find_pairs(config, target, form):
         try:
             return pair, target_config(pair, config, ignored_fields)
         except UnsupportedError as error:
-            problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    told = list(dict.fromkeys(map(str, problems)))
+            problems.setdefault(str(error).replace(pair.target.model_type, ""), error)
+    told = [str(error) for error in problems.values()]
+    if len(told) == 1:
+        raise next(iter(problems.values()))
     raise UnsupportedError(
-        f"no mixture of experts can express this model: {listed(told, _MAX_TARGETS, between='; or ', cut=800)}"
+        f"no mixture of experts can express this model: {listed(told, _MAX_TARGETS, between='; or ', cut=400)}"
     )
 
 

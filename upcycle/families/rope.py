@@ -64,7 +64,7 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
         raise UnsupportedError("config.json: rope_theta is not a positive number", found=repr(theta)[:60])
     rotated = _first(chosen.pop("partial_rotary_factor", None), config.get("partial_rotary_factor"), rope.rotated)
     if not (partial and rope.partial) and rotated not in (1, 1.0):
-        ignores = "the target" if rope.partial or not partial else "the dense class"
+        ignores = "the target" if rope.partial else "the dense class"
         raise UnsupportedError(
             f"config.json: partial_rotary_factor is not 1, which {ignores} ignores", found=_number_or_quoted(rotated)
         )
