@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.families.models import MODELS, Model, save_model
 from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.dense.dense import Dense, Modules
-from upcycle.families.pairs import DENSE, PAIRS, Pair
+from upcycle.families.pairs import DENSE, PAIRS, Form, Pair
 from upcycle.pipeline.stages import convert
 from upcycle.requests import Convert
 
@@ -47,18 +47,23 @@ def short_table() -> Iterator[str]:
 
 def families(measured: dict[tuple[str, str], float]) -> Iterator[str]:
     """Yield a line for each pair."""
-    yield "| dense model | target | function | sparse layers | stock loss | readers tried |"
-    yield "|---|---|---|---|---|---|"
+    yield "| dense model | target | function | sparse layers | shared expert | merge | stock loss | readers tried |"
+    yield "|---|---|---|---|---|---|---|---|"
     for dense in DENSE.values():
         for pair in _full(dense):
             target = pair.target
             error = measured.get((dense.model_type, target.model_type))
-            layers = target.layer_choice.says if target.layer_choice else "all"
-            yield (
-                f"| `{dense.model_type}` | `{target.model_type}` | the same{' but for eps' if target.nearly else ''}"
-                f"{'' if error is None else f', within {error:.1e}'} | {layers} | "
-                f"{'yes' if target.stock_loss else 'no'} | {', '.join(target.readers.names)} |"
+            cells = (
+                f"`{dense.model_type}`",
+                f"`{target.model_type}`",
+                f"the same{' but for eps' if target.nearly else ''}{'' if error is None else f', within {error:.1e}'}",
+                target.layer_choice.says if target.layer_choice else "all",
+                "yes" if target.has_shared else "no",
+                ", ".join(_merged(pair)) or "no",
+                "yes" if target.stock_loss else "no",
+                ", ".join(target.readers.names),
             )
+            yield f"| {' | '.join(cells)} |"
 
 
 def attachable() -> Iterator[str]:
@@ -92,11 +97,15 @@ def _full(dense: Dense) -> list[Pair]:
 def _adapters(dense: Dense) -> str:
     if dense.modules is None:
         return "none"
-    # build/merge.py refuses routers that do not score as those of adapters do
-    forms = {
-        form for pair in PAIRS if pair.dense is dense and pair.target.router.scores == "softmax" for form in pair.forms
-    }
+    forms = {form for pair in PAIRS if pair.dense is dense for form in _merged(pair)}
     return ", ".join(sorted(forms, reverse=True)) or "no merge"
+
+
+def _merged(pair: Pair) -> tuple[Form, ...]:
+    """Return what `merge` makes of adapters on the dense model with this target; `build.merge` says why not."""
+    dense, target = pair.dense, pair.target
+    gated = dense.modules is not None and dense.modules.gated
+    return pair.forms if gated and target.router.scores == "softmax" and not target.keeps_ffn else ()
 
 
 def measure() -> dict[tuple[str, str], float]:

@@ -170,6 +170,7 @@ class _Layout:
         """Return the output's config, all but its dtype."""
         target, choice = self._matched.target, self._matched.target.layer_choice
         chosen = {**self._sizes, "top_k": self._order.top_k, SCALE: self._sizes["H"] ** -0.5}
+        chosen["S/M"] = self._sizes["S"] // self._sizes["M"]
         config = dict(self._matched.config)
         said = {name for name, letter in target.fields.items() if letter == SCALE and name in config}
         config.update({name: chosen[letter] for name, letter in target.fields.items() if name not in said})
@@ -196,7 +197,10 @@ class _Layout:
         gate = matrix("gate") if "gate" in self._matched.dense.parts else None
         ffn = Ffn(gate, matrix("up"), matrix("down"), self._matched.sizes_in(layer)["F"])
         slot = Slot(layer, self._matched.sizes["D"], self._order.shared, partial(self._key, layer))
-        return self._order.experts(ffn, slot)
+        made = self._order.experts(ffn, slot)
+        if made.shared is None and self._matched.target.always_shared:
+            return replace(made, shared=made.ffns[0].without_output(slot.hidden))
+        return made
 
     def _key(self, layer: int, expert: int, matrix: str) -> str:
         """The key of the values of one matrix: the seed and the tensor's name, or the place in it."""
@@ -226,7 +230,7 @@ class _Layout:
             return _filled(tensor.fill or 0)
         if tensor.fill is not None and not self._has(tensor.parts[0], layer):
             return _filled(tensor.fill or 0)
-        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared", "first"):
+        if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared"):
             parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
             return parts[0] if len(parts) == 1 else Stacked(parts)
         carried = tuple(self._carried(part, layer) for part in tensor.parts)
@@ -258,11 +262,10 @@ class _Layout:
         return carried
 
     def _ffn_parts(self, tensor: Tensor, layer: int, number: int | None) -> Iterator[Part]:
-        """Yield the parts of a tensor that are matrices of each expert in turn, of the first, or of the shared one."""
+        """Yield the parts of a tensor that are matrices of experts, expert by expert, or of the shared expert."""
         made = self._experts[layer]
-        of = {"shared": (made.shared,), "first": made.ffns[:1]}
         ffns = made.ffns if number is None else (made.ffns[number],)
-        for ffn in of.get(tensor.parts[0].partition(".")[0], ffns):
+        for ffn in ffns if tensor.parts[0].startswith("expert.") else (made.shared,):
             assert ffn is not None  # noqa: S101 - a method fills the shared expert of a target that has one
             matrices = dict(ffn.matrices())
             yield from (matrices[part.partition(".")[2]] for part in tensor.parts)

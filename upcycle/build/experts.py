@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from upcycle.plan.sources import Part
+from upcycle.plan.sources import Blank, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class Ffn:
         """Return this FFN with every matrix replaced by what `change` makes of it."""
         made = {name: change(name, part) for name, part in self.matrices()}
         return Ffn(made.get("gate"), made["up"], made["down"], self.width if width is None else width)
+
+    def without_output(self, hidden: int) -> "Ffn":
+        """Return this FFN with a down projection of zeros: it adds nothing, and training can move it."""
+        return self.changed(lambda matrix, part: Blank(self.width * hidden) if matrix == "down" else part)
 
 
 @dataclass(frozen=True, slots=True)

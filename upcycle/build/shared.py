@@ -25,7 +25,7 @@ def with_shared(made: Experts, ffn: Ffn, slot: Slot, asked: Conversion) -> Exper
     `made` is what the method has made of the dense FFN `ffn`.
     """
     if asked.shared == "zero":
-        return Experts(made.ffns, _without_output(ffn, slot.hidden), made.inexact)
+        return Experts(made.ffns, ffn.without_output(slot.hidden), made.inexact)
     if asked.shared == "half":
         return Experts(tuple(map(_halved, made.ffns)), _halved(ffn), made.inexact)
     if asked.shared == "dense":
@@ -42,7 +42,10 @@ def check_shared(matched: Match, asked: Conversion) -> None:
             found=asked.expert_width,
             expected=f"1 to {matched.sizes['F'] - 1}",
         )
-    if asked.shared == "none" or matched.target.has_shared:
+    if asked.shared == "none":
+        return
+    if matched.target.has_shared:
+        _check_width(matched, asked)
         return
     others = [
         f"--target {pair.target.model_type}"
@@ -56,8 +59,21 @@ def check_shared(matched: Match, asked: Conversion) -> None:
     )
 
 
-def _without_output(ffn: Ffn, hidden: int) -> Ffn:
-    return ffn.changed(lambda matrix, part: Blank(ffn.width * hidden) if matrix == "down" else part)
+def _check_width(matched: Match, asked: Conversion) -> None:
+    """Raise RequestError where the target's shared expert cannot be as wide as the dense FFN beside narrow experts."""
+    target, width = matched.target, matched.sizes["F"]
+    if asked.shared != "dense" or asked.expert_width is None or target.shared_like == "any":
+        return
+    if target.shared_like == "one":
+        raise RequestError(
+            f"the shared expert of {target.model_type} is as wide as the others", found="--shared dense",
+            expected="--shared zero or half",
+        )  # fmt: skip
+    if width % asked.expert_width:
+        raise RequestError(
+            f"the shared expert of {target.model_type} is as wide as some others together", found=asked.expert_width,
+            expected=f"a width that divides {width}", option="expert_width",
+        )  # fmt: skip
 
 
 def _halved(ffn: Ffn) -> Ffn:

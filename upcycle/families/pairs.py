@@ -101,9 +101,7 @@ class Pair:
         return tuple(text for concerns, text in self.notes if concerns(config))
 
 
-_NO_WINDOW = {
-    "sliding_window": Reaches("max_position_embeddings", "the target has no sliding window; --to full keeps it")
-}
+_NO_WINDOW = {"sliding_window": Reaches("max_position_embeddings", "the target has no sliding window")}
 
 _BIASED = {"attention_bias": Carry(False, "flag")}
 
@@ -152,8 +150,8 @@ PAIRS: tuple[Pair, ...] = (
     Pair(LLAMA, GLM4_MOE),
     Pair(LLAMA, SOLAR_OPEN),
     Pair(MISTRAL, MIXTRAL),
-    Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=("compact",)),
-    Pair(MISTRAL, QWEN2_MOE, _NO_WINDOW, forms=("compact",)),
+    Pair(MISTRAL, GRANITEMOESHARED, _NO_WINDOW, forms=_BOTH),
+    Pair(MISTRAL, QWEN2_MOE, _NO_WINDOW, forms=_BOTH),
     Pair(MINISTRAL, MIXTRAL),
     Pair(QWEN2, GRANITEMOE, constants=_WITH_BIASES),
     Pair(QWEN2, GRANITEMOESHARED, constants=_WITH_BIASES, forms=_BOTH),

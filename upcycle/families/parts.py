@@ -3,7 +3,7 @@
 A **part** is a matrix or vector by its role in a decoder: `embeddings`, `attention.q`, `norm.ffn`, `head`, `gate`,
 `up`, `down` and so on. A dense model says where each part lies (`Place`); a mixture says which parts each of its
 tensors is made of (`Tensor`). Experts, shared experts and routers are parts of mixtures only: `expert.gate`,
-`shared.down`, `router`, and once more those of the first expert as `first.gate`.
+`shared.down`, `router`.
 
 Shapes are written in letters, resolved from the config: V vocabulary, D hidden, F the dense FFN's neurons, Q query
 width (heads x head_dim), K key/value width, H head_dim, E experts, M neurons of an expert, S neurons of the shared

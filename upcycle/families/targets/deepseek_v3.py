@@ -37,6 +37,7 @@ DEEPSEEK_V3 = Target(
         "num_nextn_predict_layers": 0,
         "pretraining_tp": 1,
     },
+    shared_like="experts",
     router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,

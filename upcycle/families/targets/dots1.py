@@ -18,6 +18,7 @@ DOTS1 = Target(
     ),
     fields=SIGMOID_FIELDS,
     constants={**SIGMOID_CONSTANTS, "first_k_dense_replace": 0},
+    shared_like="experts",
     router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,

@@ -29,6 +29,7 @@ GLM4_MOE = Target(
         "first_k_dense_replace": 0,
         "num_nextn_predict_layers": 0,
     },
+    shared_like="experts",
     router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,

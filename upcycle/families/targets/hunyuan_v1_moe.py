@@ -1,7 +1,6 @@
 """Hunyuan-MoE: what hunyuan_v1_dense becomes.
 
-The stock class adds a shared expert as wide as the others to every layer, `y = S(x) + sum_i w_i E_i(x)`. Here S starts
-as the first of the others with a down projection of zeros: it adds nothing, and training can move it.
+The stock class adds a shared expert as wide as the others to every layer, `y = S(x) + sum_i w_i E_i(x)`.
 """
 
 from upcycle.families.parts import Tensor
@@ -21,12 +20,14 @@ HUNYUAN_V1_MOE = Target(
         Tensor("norms", LAYER + "self_attn.key_layernorm.weight", ("H",), ("norm.k",)),
         Tensor("router", LAYER + "mlp.gate.wg.weight", ("E", "D"), ("router",)),
         *MLP_EXPERTS[1:],
-        Tensor("shared", _SHARED + "gate_proj.weight", ("M", "D"), ("first.gate",)),
-        Tensor("shared", _SHARED + "up_proj.weight", ("M", "D"), ("first.up",)),
-        Tensor("shared", _SHARED + "down_proj.weight", ("D", "M")),
+        Tensor("shared", _SHARED + "gate_proj.weight", ("S", "D"), ("shared.gate",)),
+        Tensor("shared", _SHARED + "up_proj.weight", ("S", "D"), ("shared.up",)),
+        Tensor("shared", _SHARED + "down_proj.weight", ("D", "S"), ("shared.down",)),
     ),
     fields={"num_experts": "E", "moe_topk": "top_k", "num_experts_per_tok": "top_k", "intermediate_size": "M"},
     constants={"output_router_logits": False},
+    shared_like="one",
+    always_shared=True,
     router=Router(scores="softmax", renormalises=True),
     limits=(),
     stock_loss=False,

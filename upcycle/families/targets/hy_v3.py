@@ -1,7 +1,6 @@
 """HunYuan 3: qwen3's attention, sigmoid routers, and any choice of dense layers.
 
-The stock class has a shared expert always, as wide as an expert (of no experts it makes one as wide as a dense layer).
-Here it is the first of the experts with a down projection of zeros: it adds nothing, and training can move it.
+The stock class has a shared expert always (of no shared experts it makes one as wide as a dense layer).
 """
 
 from dataclasses import replace
@@ -16,9 +15,9 @@ _EXPERTS = (
     Tensor("router", _MLP + "router.gate.weight", ("E", "D"), ("router",)),
     Tensor("router", _MLP + "expert_bias", ("E",)),
     *MLP_EXPERTS[1:],
-    Tensor("shared", _MLP + "shared_mlp.gate_proj.weight", ("M", "D"), ("first.gate",)),
-    Tensor("shared", _MLP + "shared_mlp.up_proj.weight", ("M", "D"), ("first.up",)),
-    Tensor("shared", _MLP + "shared_mlp.down_proj.weight", ("D", "M")),
+    Tensor("shared", _MLP + "shared_mlp.gate_proj.weight", ("S", "D"), ("shared.gate",)),
+    Tensor("shared", _MLP + "shared_mlp.up_proj.weight", ("S", "D"), ("shared.up",)),
+    Tensor("shared", _MLP + "shared_mlp.down_proj.weight", ("D", "S"), ("shared.down",)),
 )
 
 HY_V3 = Target(
@@ -33,14 +32,20 @@ HY_V3 = Target(
         *(replace(tensor, when=SPARSE) for tensor in _EXPERTS),
         *MLP_DENSE,
     ),
-    fields={"num_experts": "E", "num_experts_per_tok": "top_k", "moe_intermediate_size": "M"},
+    fields={
+        "num_experts": "E",
+        "num_shared_experts": "S/M",
+        "num_experts_per_tok": "top_k",
+        "moe_intermediate_size": "M",
+    },
     constants={
-        "num_shared_experts": 1,
         "router_scaling_factor": 1.0,
         "enable_moe_fp32_combine": True,
         "mlp_bias": False,
         "output_router_logits": False,
     },
+    shared_like="experts",
+    always_shared=True,
     router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,

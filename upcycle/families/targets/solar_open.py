@@ -11,6 +11,7 @@ SOLAR_OPEN = Target(
     tensors=(*CARRIED, *SIGMOID_EXPERTS),
     fields=SIGMOID_FIELDS,
     constants={**SIGMOID_CONSTANTS, "attention_bias": False},
+    shared_like="experts",
     router=Router(scores="sigmoid", renormalises=True),
     limits=(),
     stock_loss=False,

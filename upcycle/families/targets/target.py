@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from upcycle.families.dense.dense import Spine
 from upcycle.families.parts import Tensor
@@ -41,7 +41,7 @@ class Target:
     model_class: str
     title: str  # what people call it
     tensors: tuple[Tensor, ...]
-    fields: Mapping[str, str]  # config field -> a letter of the shapes, "top_k", or "scale": see SCALE
+    fields: Mapping[str, str]  # config field -> a letter of the shapes, "top_k", "S/M" or SCALE
     constants: Mapping[str, Any]  # further fields of the config, and their values where a pair carries none
     router: Router
     limits: tuple[Limit, ...]  # settings that llama.cpp, mlx-lm or vLLM ignore, refuse or compute wrongly
@@ -55,6 +55,9 @@ class Target:
     keeps_ffn: str | None = None  # why the experts of an adapter do not merge where the dense FFN stays beside them
     partial_rotary: bool = False  # it rotates a part of each head where partial_rotary_factor says so
     idle_width: int = 0  # neurons of a shared expert that adds nothing, where the class cannot do without a shared one
+    shared_like: Literal["any", "experts", "one"] = "any"
+    """How wide a shared expert may be: of any width, as several experts together, or as one expert."""
+    always_shared: bool = False  # the class cannot do without one, and it is as wide as experts are
 
     @property
     def has_shared(self) -> bool:
