@@ -36,10 +36,13 @@ from upcycle.plan.sources import (
     Zeros,
     elements,
 )
-from upcycle.plan.values import Floats, counts, encode, read_blocks
+from upcycle.plan.values import Floats, counts, encode, read_blocks, read_bytes
 
 CACHED_ELEMENTS = 2**15
 """Values that stay in a processor's cache while they are worked on again and again: 128 KiB of float32."""
+
+ENCODED_ELEMENTS = 2**17
+"""Values that are encoded at a time: rounding holds several arrays of them, which also stay in the cache."""
 
 
 def encoded_blocks(write: Write) -> Iterator[bytes]:
@@ -47,8 +50,20 @@ def encoded_blocks(write: Write) -> Iterator[bytes]:
 
     Raises InputError where a cast would turn a finite value into infinity, or where what is computed is not finite.
     """
+    if write.pieces is not None:
+        yield from _bytes_of(write.pieces)
+        return
     for values in _values(write):
-        yield encode(values, write)
+        for start in range(0, values.size, ENCODED_ELEMENTS):
+            yield encode(values[start : start + ENCODED_ELEMENTS], write)
+
+
+def _bytes_of(pieces: Iterable[TensorSpec | int]) -> Iterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, TensorSpec):
+            yield from read_bytes(piece)
+        else:
+            yield from (bytes(count) for count in counts(piece))
 
 
 def _values(write: Write) -> Iterator[Floats]:
@@ -186,7 +201,9 @@ def _sliced(source: Slice) -> Iterator[Floats]:
 
 def _side_by_side(source: Columns) -> Iterator[Floats]:
     widths = [elements(part) // source.rows for part in source.parts]
-    heights = [count // sum(widths) for count in counts(source.rows * sum(widths), row=sum(widths))]
+    # few rows at a time: those of every part are held together
+    sizes = counts(source.rows * sum(widths), row=sum(widths), most=ENCODED_ELEMENTS)
+    heights = [count // sum(widths) for count in sizes]
     streams = [
         _regrouped(_part(part), [height * width for height in heights])
         for part, width in zip(source.parts, widths, strict=True)
