@@ -16,6 +16,7 @@ import numpy.typing as npt
 from upcycle.checkpoint.header import TensorSpec
 from upcycle.plan.plan import Write
 from upcycle.plan.sources import (
+    BLOCK_ELEMENTS,
     Blank,
     Columns,
     Constant,
@@ -42,7 +43,7 @@ CACHED_ELEMENTS = 2**15
 """Values that stay in a processor's cache while they are worked on again and again: 128 KiB of float32."""
 
 ENCODED_ELEMENTS = 2**17
-"""Values that are encoded at a time: rounding holds several arrays of them, which also stay in the cache."""
+"""Values that are worked on at a time where the size of blocks changes no bit, as it does in sums over a tensor."""
 
 
 def encoded_blocks(write: Write) -> Iterator[bytes]:
@@ -85,7 +86,7 @@ def _part(source: Part) -> Iterator[Floats]:
 
 
 def _copied(source: Copy) -> Iterator[Floats]:
-    return read_blocks(source.tensor)
+    return read_blocks(source.tensor, most=ENCODED_ELEMENTS)
 
 
 def _blank(source: Blank) -> Iterator[Floats]:
@@ -99,7 +100,7 @@ def _stacked(source: Stacked) -> Iterator[Floats]:
 
 
 def _scaled(source: Scaled) -> Iterator[Floats]:
-    for values in read_blocks(source.tensor):
+    for values in read_blocks(source.tensor, most=ENCODED_ELEMENTS):
         with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what comes of it
             scaled = _single(values) * np.float32(source.factor)
         yield scaled
@@ -138,7 +139,7 @@ def _row_scaled(source: RowScaled) -> Iterator[Floats]:
 
 def _folded(source: Fold) -> Iterator[Floats]:
     by = np.ones(1, np.float32) if source.by is None else _whole(source.by)
-    for first, values in _row_blocks(source.tensor):
+    for first, values in _row_blocks(source.tensor, ENCODED_ELEMENTS):
         along = by[first : first + len(values), None] if source.by and source.axis == 0 else by
         with np.errstate(over="ignore", invalid="ignore"):
             folded = (values + np.float32(source.add)) * np.float32(source.factor) * along
@@ -148,7 +149,7 @@ def _folded(source: Fold) -> Iterator[Floats]:
 def _reordered(source: Reordered) -> Iterator[Floats]:
     heads = source.tensor.shape[0] // len(source.order)
     width = source.tensor.elements // (heads * len(source.order))
-    for values in read_blocks(source.tensor, row=len(source.order) * width):
+    for values in read_blocks(source.tensor, row=len(source.order) * width, most=ENCODED_ELEMENTS):
         yield values.reshape(-1, len(source.order), width)[:, source.order].ravel()
 
 
@@ -224,11 +225,11 @@ def _regrouped(blocks: Iterator[Floats], sizes: Iterable[int]) -> Iterator[Float
         held = [values[size:]]
 
 
-def _row_blocks(spec: TensorSpec) -> Iterator[tuple[int, Floats]]:
+def _row_blocks(spec: TensorSpec, most: int = BLOCK_ELEMENTS) -> Iterator[tuple[int, Floats]]:
     """Yield whole rows of a tensor as float32 `(rows, width)`, each time with the number of the first."""
     width = max(spec.elements // (spec.shape[0] or 1), 1)
     first = 0
-    for values in read_blocks(spec, row=width):
+    for values in read_blocks(spec, row=width, most=most):
         yield first, _single(values).reshape(-1, width)
         first += values.size // width
 

@@ -15,18 +15,18 @@ Floats = npt.NDArray[np.floating[Any]]
 """float32, or float64 where the source has it."""
 
 
-def read_blocks(spec: TensorSpec, *, row: int = 1) -> Iterator[Floats]:
+def read_blocks(spec: TensorSpec, *, row: int = 1, most: int = BLOCK_ELEMENTS) -> Iterator[Floats]:
     """Yield the values of a tensor on disk, `BLOCK_ELEMENTS` at a time or fewer: whole rows of `row`, at least one."""
-    for data in read_bytes(spec, row=row):
+    for data in read_bytes(spec, row=row, most=most):
         yield decode(data, spec.dtype)
 
 
-def read_bytes(spec: TensorSpec, *, row: int = 1) -> Iterator[bytes]:
+def read_bytes(spec: TensorSpec, *, row: int = 1, most: int = BLOCK_ELEMENTS) -> Iterator[bytes]:
     """Yield the same as bytes; raise CheckpointError where the file ends too early."""
     width = DTYPE_BITS[spec.dtype] // 8
     with spec.path.open("rb", buffering=0) as file:
         file.seek(spec.offset)
-        for count in counts(spec.elements, row):
+        for count in counts(spec.elements, row, most):
             data = file.read(count * width)
             if len(data) != count * width:
                 raise CheckpointError("ends before its header says", where=spec.path)
