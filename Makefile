@@ -65,11 +65,13 @@ docs: install
 	$(BIN)/python -m tests.families_table
 	$(BIN)/python -m tests.house_layout
 
+# With FAMILIES=1 every pair of families too, which takes half an hour.
 bench: install $(ASSETS)/SmolLM2-135M-Instruct.gguf
 	$(BIN)/python -m benchmarks.convert
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.adapters
 	$(BIN)/python -m benchmarks.push
+	$(if $(FAMILIES),$(BIN)/python -m benchmarks.families)
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info

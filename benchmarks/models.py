@@ -6,10 +6,10 @@ python -m benchmarks.models DIRECTORY NAME writes one with random weights: `benc
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from upcycle.checkpoint.header import build_header, tensor_bytes
 from upcycle.checkpoint.reader import CONFIG_FILE, INDEX_FILE
@@ -19,6 +19,16 @@ CHUNK = 4 * 2**20
 """Bytes of random weights made at a time."""
 
 Entry = tuple[str, str, tuple[int, ...]]  # name, safetensors dtype, shape
+
+
+class Model(Protocol):
+    """A model by its sizes."""
+
+    def config(self) -> dict[str, Any]:
+        """Return config.json."""
+
+    def tensors(self) -> Iterable[Entry]:
+        """Return every tensor in the order of the model's modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +81,8 @@ TEST = Mistral(layers=2, hidden=1024, intermediate=3072, heads=8, kv_heads=2, vo
 """46 MB, with 6.3 MB for each tensor of the FFN."""
 
 RANDOM = {"bench": BENCH, "push": PUSH}
-SHARD_BYTES = {BENCH: 400_000_000, PUSH: 400_000_000, MISTRAL_7B: 5_000_000_000, TEST: 30_000_000}
-"""Largest file of a source: four, six, three and two of them."""
+SHARD_BYTES: dict[Model, int] = {BENCH: 400_000_000, PUSH: 400_000_000, MISTRAL_7B: 5_000_000_000, TEST: 30_000_000}
+"""Largest file of a source: four, six, three and two of them. Of other models it is 400 MB."""
 
 
 def make_bench(directory: Path) -> Path:
@@ -89,7 +99,7 @@ def make_random(directory: Path, name: str) -> Path:
     return directory
 
 
-def write_random(directory: Path, model: Mistral) -> None:
+def write_random(directory: Path, model: Model) -> None:
     """Write `model` with random finite bfloat16 weights of magnitude 2^-7 to 2^-5; needs a few MB of memory."""
     import numpy as np
 
@@ -101,13 +111,13 @@ def write_random(directory: Path, model: Mistral) -> None:
             write_all(file, ((bits & 0x80FF) | 0x3C00).tobytes())
 
 
-def write_sparse(directory: Path, model: Mistral) -> None:
+def write_sparse(directory: Path, model: Model) -> None:
     """Write `model` with real headers and a hole for the weights, which takes no disk and reads as zeros."""
     for file, size in _shards(directory, model):
         file.truncate(file.tell() + size)
 
 
-def _shards(directory: Path, model: Mistral) -> Iterator[tuple[BinaryIO, int]]:
+def _shards(directory: Path, model: Model) -> Iterator[tuple[BinaryIO, int]]:
     """Write config, index and headers; yield each file, ready for its data, and the bytes of that."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG_FILE).write_text(json.dumps(model.config(), indent=2), encoding="utf-8")
@@ -122,11 +132,11 @@ def _shards(directory: Path, model: Mistral) -> Iterator[tuple[BinaryIO, int]]:
             yield file, _size(group)
 
 
-def _groups(model: Mistral) -> list[list[Entry]]:
+def _groups(model: Model) -> list[list[Entry]]:
     """Fill files in the order of the modules; inside a file tensors are sorted by name, as safetensors does it."""
     groups: list[list[Entry]] = [[]]
     for entry in model.tensors():
-        if _size([*groups[-1], entry]) > SHARD_BYTES[model]:
+        if _size([*groups[-1], entry]) > SHARD_BYTES.get(model, 400_000_000):
             groups.append([])
         groups[-1].append(entry)
     return [sorted(group) for group in groups]

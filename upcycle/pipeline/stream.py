@@ -167,8 +167,8 @@ def _make_all(
 def _is_finished(shard: Shard, finished: Mapping[str, "Finished"]) -> bool:
     """Whether a shard is on the branch, whose name is a hash of all inputs: so the same name is the same shard."""
     entry = finished.get(shard.name)
-    computed = {write.name for write in shard.writes if not write.copied}
-    return entry is not None and entry.file.size == shard.size and entry.hashes.keys() == computed
+    hashed = {write.name for write in shard.writes if write.hashed}
+    return entry is not None and entry.file.size == shard.size and entry.hashes.keys() == hashed
 
 
 def _make(

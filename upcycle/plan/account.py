@@ -111,7 +111,7 @@ def account(plan: Plan, workers: int) -> Account:
     """Count `plan`; `workers` is the number of threads that would carry it out."""
     parts = _parts(plan)
     weights = sum(part.nbytes for part in parts)
-    computed = [write for write in plan.writes if not write.copied]
+    computed = [write for write in plan.writes if not write.copied and write.pieces is None]
     return Account(
         parts=parts,
         files=len(plan.shards),

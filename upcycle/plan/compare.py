@@ -106,7 +106,7 @@ def _record(result: Comparison, write: Write, problem: str | None) -> None:
         result.redrawn.append(write.name)
     elif problem is not None:
         result.different.append(f"{write.name}: {problem}")
-    elif write.copied:
+    elif not write.hashed:
         result.copied += 1
     else:
         result.computed += 1
@@ -119,6 +119,9 @@ def _check_write(write: Write, spec: TensorSpec, receipt: Mapping[str, Any]) -> 
     if write.copied:
         offset = _first_difference(_chunks(spec), _chunks(write.copied))
         return None if offset is None else f"differs from {write.copied.name} at byte {offset}"
+    if not write.hashed:
+        offset = _first_difference(_chunks(spec), _rechunked(encoded_blocks(write)))
+        return None if offset is None else f"differs from its source at byte {offset}"
     return _check_computed(write, spec, receipt)
 
 
@@ -146,6 +149,18 @@ def _first_difference(left: Iterable[bytes], right: Iterable[bytes]) -> int | No
             return position + int(np.argmax(unequal))
         position += len(one)
     return None
+
+
+def _rechunked(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of `blocks` in chunks of `CHUNK`, the last one shorter."""
+    held = bytearray()
+    for block in blocks:
+        held += block
+        while len(held) >= CHUNK:
+            yield bytes(held[:CHUNK])
+            del held[:CHUNK]
+    if held:
+        yield bytes(held)
 
 
 def _chunks(spec: TensorSpec) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from upcycle.checkpoint.header import TensorSpec
 from upcycle.plan.plan import Write
 from upcycle.plan.sources import (
+    BLOCK_ELEMENTS,
     Blank,
     Columns,
     Constant,
@@ -36,10 +37,13 @@ from upcycle.plan.sources import (
     Zeros,
     elements,
 )
-from upcycle.plan.values import Floats, counts, encode, read_blocks
+from upcycle.plan.values import Floats, counts, encode, read_blocks, read_bytes
 
 CACHED_ELEMENTS = 2**15
 """Values that stay in a processor's cache while they are worked on again and again: 128 KiB of float32."""
+
+ENCODED_ELEMENTS = 2**17
+"""Values that are worked on at a time where the size of blocks changes no bit, as it does in sums over a tensor."""
 
 
 def encoded_blocks(write: Write) -> Iterator[bytes]:
@@ -47,8 +51,20 @@ def encoded_blocks(write: Write) -> Iterator[bytes]:
 
     Raises InputError where a cast would turn a finite value into infinity, or where what is computed is not finite.
     """
+    if write.pieces is not None:
+        yield from _bytes_of(write.pieces)
+        return
     for values in _values(write):
-        yield encode(values, write)
+        for start in range(0, values.size, ENCODED_ELEMENTS):
+            yield encode(values[start : start + ENCODED_ELEMENTS], write)
+
+
+def _bytes_of(pieces: Iterable[TensorSpec | int]) -> Iterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, TensorSpec):
+            yield from read_bytes(piece)
+        else:
+            yield from (bytes(count) for count in counts(piece))
 
 
 def _values(write: Write) -> Iterator[Floats]:
@@ -70,7 +86,7 @@ def _part(source: Part) -> Iterator[Floats]:
 
 
 def _copied(source: Copy) -> Iterator[Floats]:
-    return read_blocks(source.tensor)
+    return read_blocks(source.tensor, most=ENCODED_ELEMENTS)
 
 
 def _blank(source: Blank) -> Iterator[Floats]:
@@ -84,7 +100,7 @@ def _stacked(source: Stacked) -> Iterator[Floats]:
 
 
 def _scaled(source: Scaled) -> Iterator[Floats]:
-    for values in read_blocks(source.tensor):
+    for values in read_blocks(source.tensor, most=ENCODED_ELEMENTS):
         with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what comes of it
             scaled = _single(values) * np.float32(source.factor)
         yield scaled
@@ -123,7 +139,7 @@ def _row_scaled(source: RowScaled) -> Iterator[Floats]:
 
 def _folded(source: Fold) -> Iterator[Floats]:
     by = np.ones(1, np.float32) if source.by is None else _whole(source.by)
-    for first, values in _row_blocks(source.tensor):
+    for first, values in _row_blocks(source.tensor, ENCODED_ELEMENTS):
         along = by[first : first + len(values), None] if source.by and source.axis == 0 else by
         with np.errstate(over="ignore", invalid="ignore"):
             folded = (values + np.float32(source.add)) * np.float32(source.factor) * along
@@ -133,7 +149,7 @@ def _folded(source: Fold) -> Iterator[Floats]:
 def _reordered(source: Reordered) -> Iterator[Floats]:
     heads = source.tensor.shape[0] // len(source.order)
     width = source.tensor.elements // (heads * len(source.order))
-    for values in read_blocks(source.tensor, row=len(source.order) * width):
+    for values in read_blocks(source.tensor, row=len(source.order) * width, most=ENCODED_ELEMENTS):
         yield values.reshape(-1, len(source.order), width)[:, source.order].ravel()
 
 
@@ -186,7 +202,9 @@ def _sliced(source: Slice) -> Iterator[Floats]:
 
 def _side_by_side(source: Columns) -> Iterator[Floats]:
     widths = [elements(part) // source.rows for part in source.parts]
-    heights = [count // sum(widths) for count in counts(source.rows * sum(widths), row=sum(widths))]
+    # few rows at a time: those of every part are held together
+    sizes = counts(source.rows * sum(widths), row=sum(widths), most=ENCODED_ELEMENTS)
+    heights = [count // sum(widths) for count in sizes]
     streams = [
         _regrouped(_part(part), [height * width for height in heights])
         for part, width in zip(source.parts, widths, strict=True)
@@ -207,11 +225,11 @@ def _regrouped(blocks: Iterator[Floats], sizes: Iterable[int]) -> Iterator[Float
         held = [values[size:]]
 
 
-def _row_blocks(spec: TensorSpec) -> Iterator[tuple[int, Floats]]:
+def _row_blocks(spec: TensorSpec, most: int = BLOCK_ELEMENTS) -> Iterator[tuple[int, Floats]]:
     """Yield whole rows of a tensor as float32 `(rows, width)`, each time with the number of the first."""
     width = max(spec.elements // (spec.shape[0] or 1), 1)
     first = 0
-    for values in read_blocks(spec, row=width):
+    for values in read_blocks(spec, row=width, most=most):
         yield first, _single(values).reshape(-1, width)
         first += values.size // width
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
+from typing import BinaryIO
 
 from upcycle.checkpoint.header import BLOCK, TensorSpec
 from upcycle.checkpoint.journal import Part
 from upcycle.checkpoint.staging import Staging
-from upcycle.checkpoint.writer import copy_range, shares_blocks, sync_file, write_all
+from upcycle.checkpoint.writer import BUFFER, copy_range, shares_blocks, sync_file, write_all
 from upcycle.errors import InputError, StagingError
 from upcycle.plan.plan import Plan, Shard, Write, source_files
 
@@ -132,7 +133,7 @@ def _shared_bytes(shard: Shard, sharing: set[Path]) -> int:
 
 
 def _submit(shard: Shard, directory: Path, pool: ThreadPoolExecutor, advance: Advance) -> list[Future[Hashes]]:
-    """Make the file of a shard and hand its work to the pool: all copies as one job, every computed tensor as another.
+    """Make the file of a shard and hand its work to the pool: all copies as one job, every other tensor as another.
 
     Threads that write to one file wait for each other, so copies gain nothing from more than one.
     """
@@ -148,7 +149,10 @@ def _submit(shard: Shard, directory: Path, pool: ThreadPoolExecutor, advance: Ad
         else:
             computed.append((write, offset))
     jobs = [pool.submit(_copy, copies, path, advance)] if copies else []
-    return jobs + [pool.submit(_compute, write, path, offset, advance) for write, offset in computed]
+    return jobs + [
+        pool.submit(_compute if write.pieces is None else _assemble, write, path, offset, advance)
+        for write, offset in computed
+    ]
 
 
 def _submit_checks(shards: Sequence[Shard], pool: ThreadPoolExecutor, stop: Event) -> list[Future[Hashes]]:
@@ -212,6 +216,34 @@ def _copy(copies: list[tuple[TensorSpec, int]], path: Path, advance: Advance) ->
             with spec.path.open("rb", buffering=0) as source:
                 copy_range(source, spec.offset, target, offset, spec.nbytes, advance)
     return {}
+
+
+def _assemble(write: Write, path: Path, offset: int, advance: Advance) -> Hashes:
+    """Copy the pieces of one tensor one after the other to its offset in `path`; return its SHA-256 if it has one.
+
+    `path` is a new file, in which what was not written is zeros.
+    """
+    with path.open("rb+", buffering=0) as target:
+        place = offset
+        for piece in write.pieces or ():
+            if isinstance(piece, TensorSpec):
+                with piece.path.open("rb", buffering=0) as source:
+                    copy_range(source, piece.offset, target, place, piece.nbytes, advance)
+                place += piece.nbytes
+            else:
+                advance(piece)
+                place += piece
+        return {write.name: _sha256(target, offset, place - offset)} if write.hashed else {}
+
+
+def _sha256(file: BinaryIO, offset: int, count: int) -> str:
+    """Return the SHA-256 of `count` bytes of a file from `offset` on."""
+    digest = hashlib.sha256()
+    file.seek(offset)
+    while count and (data := file.read(min(count, BUFFER))):
+        digest.update(data)
+        count -= len(data)
+    return digest.hexdigest()
 
 
 def _compute(write: Write, path: Path, offset: int, advance: Advance) -> Hashes:

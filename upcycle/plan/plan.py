@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from upcycle.checkpoint.digest import sha256_of
-from upcycle.checkpoint.header import TensorSpec, build_header, tensor_bytes
-from upcycle.plan.sources import Copy, Fold, Source, describe, reads
+from upcycle.checkpoint.header import DTYPE_BITS, TensorSpec, build_header, tensor_bytes
+from upcycle.plan.sources import Blank, Copy, Fold, Source, describe, pieces, reads
 
 _WIDER = {("F32", "F64"), ("F16", "F32"), ("F16", "F64"), ("BF16", "F32"), ("BF16", "F64")}
 """(dtype, a dtype that holds all its values)."""
@@ -45,6 +45,26 @@ class Write:
         """The source tensor whose very bytes these are, or None when they are computed."""
         source = self.source
         return source.tensor if isinstance(source, Copy) and source.tensor.dtype == self.dtype else None
+
+    @property
+    def pieces(self) -> tuple[TensorSpec | int, ...] | None:
+        """The source tensors whose very bytes these are, one after the other; a number is that of bytes of zeros.
+
+        None when anything is computed.
+        """
+        found = pieces(self.source)
+        if found is None or any(spec.dtype != self.dtype for spec in reads(self.source)):
+            return None
+        width = DTYPE_BITS[self.dtype] // 8
+        return tuple(piece.count * width if isinstance(piece, Blank) else piece.tensor for piece in found)
+
+    @property
+    def hashed(self) -> bool:
+        """Whether the receipt has its SHA-256: of what is computed or drawn, or put together of different pieces.
+
+        Copies need none, nor do experts that are copies in one tensor: they are compared with what they are copies of.
+        """
+        return self.copied is None and (self.pieces is None or len(set(self.pieces)) == len(self.pieces))
 
     @property
     def lossless(self) -> bool:

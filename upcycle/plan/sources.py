@@ -241,6 +241,14 @@ def moves(source: Source) -> bool:
     return moves(source.part) if isinstance(source, Slice) else isinstance(source, Copy | Reordered | Blank)
 
 
+def pieces(source: Source) -> tuple[Copy | Blank, ...] | None:
+    """Return what `source` gives as whole tensors and zeros one after the other; None where it is more than that."""
+    if isinstance(source, Stacked):
+        found = [pieces(part) for part in source.parts]
+        return None if None in found else tuple(piece for some in found if some for piece in some)
+    return (source,) if isinstance(source, Copy | Blank) else None
+
+
 def draws(source: Source) -> bool:
     """Whether any of the values are drawn at random."""
     if isinstance(source, Stacked | Columns):

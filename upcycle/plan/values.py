@@ -15,16 +15,22 @@ Floats = npt.NDArray[np.floating[Any]]
 """float32, or float64 where the source has it."""
 
 
-def read_blocks(spec: TensorSpec, *, row: int = 1) -> Iterator[Floats]:
+def read_blocks(spec: TensorSpec, *, row: int = 1, most: int = BLOCK_ELEMENTS) -> Iterator[Floats]:
     """Yield the values of a tensor on disk, `BLOCK_ELEMENTS` at a time or fewer: whole rows of `row`, at least one."""
+    for data in read_bytes(spec, row=row, most=most):
+        yield decode(data, spec.dtype)
+
+
+def read_bytes(spec: TensorSpec, *, row: int = 1, most: int = BLOCK_ELEMENTS) -> Iterator[bytes]:
+    """Yield the same as bytes; raise CheckpointError where the file ends too early."""
     width = DTYPE_BITS[spec.dtype] // 8
     with spec.path.open("rb", buffering=0) as file:
         file.seek(spec.offset)
-        for count in counts(spec.elements, row):
+        for count in counts(spec.elements, row, most):
             data = file.read(count * width)
             if len(data) != count * width:
                 raise CheckpointError("ends before its header says", where=spec.path)
-            yield decode(data, spec.dtype)
+            yield data
 
 
 def decode(data: bytes, dtype: str) -> Floats:
@@ -77,8 +83,11 @@ def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return rounded
 
 
-def counts(total: int, row: int = 1) -> Iterator[int]:
-    """Yield the sizes of blocks of `total` values: whole rows of `row`, at least one, no more than `BLOCK_ELEMENTS`."""
-    step = max(BLOCK_ELEMENTS // row, 1) * row
+def counts(total: int, row: int = 1, most: int = BLOCK_ELEMENTS) -> Iterator[int]:
+    """Yield the sizes of blocks of `total` values: whole rows of `row`, at least one, no more than `BLOCK_ELEMENTS`.
+
+    `most` is a lower limit.
+    """
+    step = max(min(BLOCK_ELEMENTS, most) // row, 1) * row
     for start in range(0, total, step):
         yield min(step, total - start)
