@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.families.models import MODELS, Model, save_model
+from upcycle.build.merge import target_problem
 from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.pairs import DENSE, PAIRS, Pair
@@ -90,11 +91,15 @@ def _full(dense: Dense) -> list[Pair]:
 
 
 def _adapters(dense: Dense) -> str:
-    if dense.modules is None:
+    modules = dense.modules
+    if modules is None:
         return "none"
-    # build/merge.py refuses routers that do not score as those of adapters do
+    pairs = [pair for pair in PAIRS if pair.dense is dense]
     forms = {
-        form for pair in PAIRS if pair.dense is dense and pair.target.router.scores == "softmax" for form in pair.forms
+        form
+        for pair in pairs
+        if target_problem(pair, gated=modules.gated, attention=False) is None
+        for form in pair.forms
     }
     return ", ".join(sorted(forms, reverse=True)) or "no merge"
 
