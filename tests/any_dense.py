@@ -34,6 +34,17 @@ GPT: dict[str, Any] = {
     **{name: SMALL[name] for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")},
     "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128,
 }  # fmt: skip
+GEMMA4: dict[str, Any] = {
+    "global_head_dim": 12, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"],
+    "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 6,
+}  # fmt: skip
+GRANITE4: dict[str, Any] = {
+    "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 48, "mamba_n_heads": 4,
+    "mamba_d_state": 6, "mamba_chunk_size": 8, "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+LINEAR: dict[str, Any] = {
+    "linear_key_head_dim": 6, "linear_value_head_dim": 10, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
 ALL_HEADS = {"num_key_value_heads": 4}
 
 
@@ -57,20 +68,24 @@ CASES: dict[str, Case] = {
     "gemma": Case("bottleneck", {}, {"attention_rank": 2, "routing": "dense"}),
     "gemma2": Case("lora", {"sliding_window": 8, "query_pre_attn_scalar": 11}, {"shared_a": True}),
     "gemma3_text": Case("ia3", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma4_text": Case("ia3", GEMMA4),
     "granite": Case("pesc", {"mlp_bias": True, "attention_bias": True, "residual_multiplier": 0.3}),
     "helium": Case("lora", {}, {"routing": "dense"}),
     "hunyuan_v1_dense": Case("ia3", {}, {"routing": "top1"}),
+    "lfm2": Case("lora", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
     "ministral": Case("lora", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     "ministral3": Case("bottleneck", {"sliding_window": 8}),
     "olmo": Case("bottleneck", {"clip_qkv": 4.0}, {"experts": (2, 4)}),
     "olmo2": Case("lora", {}, {"attention_rank": 2}),
     "olmo3": Case("pesc", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
     "qwen2": Case("pesc", {"tie_word_embeddings": True}, {"attention_rank": 2, "routing": "top1"}),
+    "qwen3_5_text": Case("pesc", {"layer_types": ["linear_attention", "full_attention"], **LINEAR}),
     "seed_oss": Case("lora", {"mlp_bias": True, "attention_out_bias": True, "residual_dropout": 0.3}),
     "smollm3": Case("ia3", {"no_rope_layers": [1, 0]}, {"routing": "dense"}),
     "stablelm": Case("lora", {"use_qkv_bias": True, "partial_rotary_factor": 0.5, "qk_layernorm": True}),
     # gated, in one matrix
     "glm": Case("lora", {"attention_bias": True}, {"attention_rank": 2}),
+    "granitemoehybrid": Case("bottleneck", GRANITE4),
     "glm4": Case("bottleneck", {"attention_bias": True}, {"routing": "top1"}),
     # ungated
     "apertus": Case("lora", {}, {"shared_a": True}),

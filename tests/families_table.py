@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.families.models import MODELS, Model, save_model
+from upcycle.build.merge import target_problem
 from upcycle.families.dense.attachable import ATTACHABLE
 from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.pairs import DENSE, PAIRS, Form, Pair
@@ -102,10 +103,10 @@ def _adapters(dense: Dense) -> str:
 
 
 def _merged(pair: Pair) -> tuple[Form, ...]:
-    """Return what `merge` makes of adapters on the dense model with this target; `build.merge` says why not."""
-    dense, target = pair.dense, pair.target
-    gated = dense.modules is not None and dense.modules.gated
-    return pair.forms if gated and target.router.scores == "softmax" and not target.keeps_ffn else ()
+    """Return what `merge` makes of adapters on the dense model with this target."""
+    modules = pair.dense.modules
+    problem = modules is None or target_problem(pair, gated=modules.gated, attention=False)
+    return () if problem else pair.forms
 
 
 def measure() -> dict[tuple[str, str], float]:

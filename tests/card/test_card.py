@@ -158,7 +158,7 @@ SENTENCES = {
         "upcycle is not needed",
         "the LoRA was trained",
     ),
-    "adapter-lora": ("low-rank updates", "Yes, until it is trained", "--to full"),
+    "adapter-lora": ("low-rank updates", "Yes, until it is trained", "if a mixture of experts can be made of"),
     "adapter-bottleneck": ("narrow feed-forward networks", "--to compact"),
     "adapter-pesc": ("No stock model computes them",),
     "adapter-ia3": ("vectors that scale", "import upcycle.adapters"),

@@ -244,8 +244,10 @@ def test_a_vision_tower_alone(tiny: Path, copy_of: Callable[[Path], Path]) -> No
         planned(directory)
 
 
-def test_other_commands_say_that_they_want_the_language_model(made: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="multimodal, and only plan, convert and verify see the language model"):
+def test_attach_says_that_it_wants_the_language_model(made: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        UnsupportedError, match="multimodal, and adapters are attached to language models by themselves alone"
+    ):
         attach(Attach(model=str(made("llava")), out=str(tmp_path / "adapter"), experts=(2,)))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -22,6 +22,7 @@ from upcycle.adapt.lora_files import read_lora
 from upcycle.adapt.prototypes import prototypes
 from upcycle.adapters import ExpertsConfig
 from upcycle.build.adapter_experts import PEFT_PREFIX, router_name
+from upcycle.build.merge import target_problem
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from upcycle.checkpoint.digest import seed_from, sha256_of
 from upcycle.checkpoint.identity import fingerprint
@@ -38,6 +39,7 @@ from upcycle.checkpoint.staging import open_staging
 from upcycle.checkpoint.writer import write_durably
 from upcycle.errors import InputError
 from upcycle.families.base import AdapterBase, adapter_base
+from upcycle.families.match import match
 from upcycle.moe.adapters import LoraUpdate
 from upcycle.moe.fit import check_fit
 from upcycle.plan.make import output_path
@@ -48,7 +50,7 @@ from upcycle.requests.attach import Attach
 MULTIPLE = 8
 """Of which the width of an expert must be a multiple, for stock transformers to run it in 16 bits (grouped_mm)."""
 
-UNMERGEABLE = "`merge` cannot write this adapter as a plain model: no mixture of experts is known for its base"
+UNMERGEABLE = "`merge` cannot write this adapter as a plain model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def attach(base: Path, request: Attach, loras: Sequence[Path] = ()) -> Attached:
     out = output_path(request.out)
     checkpoint = open_checkpoint(base)
     of = adapter_base(checkpoint)
+    _check_attention(request, of)
     if of.has_pair:
         _check_width(request, checkpoint)
     else:  # nothing but names is known of it: what they do not account for is for its class to say
@@ -99,8 +102,28 @@ def attach(base: Path, request: Attach, loras: Sequence[Path] = ()) -> Attached:
         sum(tensor.numel() for tensor in draft.tensors.values()),
         sum(prod(spec.shape) for spec in checkpoint.tensors.values()),
         len(files[ADAPTER_WEIGHTS]),
-        (*draft.notes, *([] if of.has_pair else [f"{UNMERGEABLE} ({of.model_type})"])),
+        (*draft.notes, *(f"{UNMERGEABLE}: {problem}" for problem in _merge_problems(checkpoint, of, request))),
     )
+
+
+def _merge_problems(checkpoint: Checkpoint, of: AdapterBase, request: Attach) -> Iterator[str]:
+    """Yield why the model's adapters cannot be merged, whatever the experts: known now, not after the training."""
+    if not of.has_pair:
+        yield f"no mixture of experts is known for its base ({of.model_type})"
+        return
+    pair = match(checkpoint).pair
+    problem = target_problem(pair, gated=of.modules.gated, attention=bool(request.attention_rank))
+    if problem and request.baseline is None:
+        yield problem
+
+
+def _check_attention(request: Attach, of: AdapterBase) -> None:
+    """Raise InputError for a LoRA on the attention of a model whose layers have it in several forms, or not at all."""
+    if request.attention_rank and not of.modules.attention:
+        raise InputError(
+            f"the layers of a {of.model_type} do not all have the same attention, so that it gets no LoRA",
+            found=f"--attention-rank {request.attention_rank}", expected="--attention-rank 0",
+        )  # fmt: skip
 
 
 def _check_width(request: Attach, checkpoint: Checkpoint) -> None:

@@ -40,6 +40,7 @@ from upcycle.plan.dtypes import DTYPE_WORDS
 from upcycle.plan.make import worker_count
 from upcycle.plan.receipt import read_receipt
 from upcycle.plan.report import Line, Report
+from upcycle.plan.sources import Fold
 from upcycle.requests.merge import Merge
 from upcycle.text.read import random_ids, read_text, token_ids
 
@@ -153,6 +154,12 @@ def _rounded(draft: Draft) -> str:
     return ", ".join(sorted({DTYPE_WORDS[write.dtype] for write in draft.plan.writes if not write.lossless}))
 
 
+def _folded(draft: Draft) -> str:
+    """Say which weights beside the experts are rounded: those that the mixture holds in another form, if any."""
+    roles = {write.role: None for write in draft.plan.writes if isinstance(write.source, Fold) and not write.lossless}
+    return f", for {' and '.join(roles)} are computed, too, and rounded" if roles else ""
+
+
 def _with_tokenizer(base: Checkpoint, adapter: Path) -> Checkpoint | None:
     """The base with the tokenizer that the output has: the adapter's, if there is one."""
     for each in (replace(base, directory=adapter), base):
@@ -211,7 +218,7 @@ def _report_rounding(report: Report, draft: Draft, expected: AdapterRun, found_T
     difference, agreement = _difference(expected, found_TV)
     text = (
         f"as {_rounded(draft)} its logits are up to {difference:.1e} of the largest away, and the likeliest "
-        f"token agrees at {agreement:.2%} of positions; --dtype f32 writes it exactly"
+        f"token agrees at {agreement:.2%} of positions{_folded(draft)}; --dtype f32 writes it exactly"
     )
     finite = isfinite(difference)
     report.lines.append(Line("rounding", "note" if finite else "FAIL", text))

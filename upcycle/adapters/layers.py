@@ -4,6 +4,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from upcycle.families.dense.dense import Modules
 from upcycle.moe.adapters import AdapterRouter, Experts, Ffn, LoraUpdate
@@ -52,7 +53,8 @@ class ExpertsLayer(AdapterLayer):
         inside = {part: name.removeprefix(f"{names.block}.") for part, name in linear.items() if name is not None}
         found: dict[str, Any] = {part: block.get_submodule(name) for part, name in inside.items()}
         dropout = 0.0 if names.dropout is None else _probability(getattr(block, names.dropout))
-        return Ffn(block, act=getattr(block, names.act), dropout=dropout, **{"gate": None, "up": None, **found})
+        act = getattr(block, names.act) if names.act not in ACT2FN or hasattr(block, names.act) else ACT2FN[names.act]
+        return Ffn(block, act=act, dropout=dropout, **{"gate": None, "up": None, **found})
 
     def routed(self) -> list[tuple[str, str]]:
         """Return router and experts of the active adapter, named from here on; none while there is no such adapter."""

@@ -13,7 +13,7 @@ def sparse_layers(matched: Match, asked: str) -> tuple[bool, ...]:
     Raises RequestError for layers that the model does not have, and for a choice that its target cannot express.
     """
     count = matched.layers
-    chosen = set(_chosen(asked, count))
+    chosen = set(chosen_layers(asked, count))
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
         raise RequestError(
             "--layers names layers that the model does not have", found=asked, expected=f"some of 0 to {count - 1}"
@@ -35,8 +35,8 @@ def sparse_layers(matched: Match, asked: str) -> tuple[bool, ...]:
     )
 
 
-def _chosen(asked: str, count: int) -> Iterator[int]:
-    """Yield the numbers of the layers that `asked` names."""
+def chosen_layers(asked: str, count: int) -> Iterator[int]:
+    """Yield the numbers of the layers, of `count`, that a `--layers` names."""
     word, _, number = asked.partition(":")
     if word == "all":
         yield from range(count)

@@ -17,6 +17,7 @@ from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import UnsupportedError
 from upcycle.families.grouped import grouped_mm_problem, row_multiple
 from upcycle.families.match import Match
+from upcycle.families.pairs import Pair
 from upcycle.plan.dtypes import DTYPE_WORDS
 from upcycle.plan.plan import Plan
 from upcycle.plan.sources import Copy, LowRank, Part
@@ -28,14 +29,9 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
 
     Raises UnsupportedError, with the reason, for experts or a base that no stock model computes.
     """
-    _check_scores(matched, adapter)
-    _check_gate(matched, adapter)
-    if matched.target.keeps_ffn:
-        raise UnsupportedError(
-            f"{matched.target.model_type} cannot express the adapter's experts: {matched.target.keeps_ffn}; it stays "
-            "an adapter",
-            where=adapter.directory,
-        )
+    gated, attention = adapter.base.modules.gated, bool(adapter.attention_rank)
+    if problem := target_problem(matched.pair, gated=gated, attention=attention):
+        raise UnsupportedError(f"{problem}; it stays an adapter", where=adapter.directory)
     _check_width(base, matched, adapter, request)
 
     method = method_of(adapter.kind)
@@ -65,25 +61,28 @@ def plan_merge(base: Checkpoint, matched: Match, adapter: AdapterExperts, reques
     return build_plan(base, matched, order)
 
 
-def _check_scores(matched: Match, adapter: AdapterExperts) -> None:
-    """Raise UnsupportedError for a target whose routers make other weights of the same logits."""
-    target = matched.target
+def target_problem(pair: Pair, *, gated: bool, attention: bool) -> str | None:
+    """Return why no adapter of such a base becomes a mixture of this pair; None if one can.
+
+    `gated` says whether the adapter's experts have a gate, `attention` whether it updates the attention.
+    """
+    dense, target = pair.dense.model_type, pair.target
     if target.router.scores != "softmax":
-        raise UnsupportedError(
-            f"the adapter's routers score by softmax, those of {target.model_type} by {target.router.scores}: the "
-            "experts would be weighed differently; it stays an adapter",
-            where=adapter.directory,
+        return (
+            f"the adapter's routers score by softmax, those of {target.model_type} by {target.router.scores}, so the "
+            "experts would be weighed differently"
         )
-
-
-def _check_gate(matched: Match, adapter: AdapterExperts) -> None:
-    """Raise UnsupportedError where the dense FFN has no gate and the target's experts have one."""
-    if not adapter.base.modules.gated and "gate" in matched.dense.parts:
-        raise UnsupportedError(
-            f"the FFN of {matched.dense.model_type} has no gate, nor have the adapter's experts; those of "
-            f"{matched.target.model_type} have one: it stays an adapter",
-            where=adapter.directory,
+    if not gated and "gate" in pair.dense.parts:
+        return f"the FFN of {dense} has no gate, nor have the adapter's experts, and those of {target.model_type} do"
+    if target.keeps_ffn:
+        return f"{target.model_type} cannot express the adapter's experts, for {target.keeps_ffn}"
+    moved = [part for part in ("q", "k", "v", "o") if f"attention.{part}" in pair.changes]
+    if attention and moved:
+        return (
+            f"the attention's {' and '.join(moved)} of a {dense} take another form in a {target.model_type}, in which "
+            "an update of them cannot be merged (attach with --attention-rank 0 what shall be merged)"
         )
+    return None
 
 
 def _check_width(base: Checkpoint, matched: Match, adapter: AdapterExperts, request: Merge) -> None:

@@ -5,10 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from upcycle.card.readers import FIELDS, ROUTED
+from upcycle.build.layers import chosen_layers
+from upcycle.card.readers import FIELDS, ROUTED, language
 from upcycle.card.values import at, items, real, whole
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPERTS, is_adapter
 from upcycle.checkpoint.header import read_header
@@ -17,12 +19,15 @@ from upcycle.checkpoint.place import METRICS_FILE
 from upcycle.checkpoint.reader import CHAT_TEMPLATE_FILES, CONFIG_FILE, inside, open_checkpoint
 from upcycle.checkpoint.strict_json import parse_json, read_object
 from upcycle.errors import CheckpointError
+from upcycle.requests.conversion import LAYERS
 
 Entry = Mapping[str, Any]
 """An entry of a lineage; see `upcycle.checkpoint.lineage`."""
 
 Parameters = tuple[int, int | None]
 """All of them, and those that a token uses, where that is known."""
+
+_MOST_LAYERS = 10_000
 
 _TAIL = 4_000_000
 """Bytes at the end of the metrics that are read: a step of a hundred layers of a hundred experts has a tenth of it."""
@@ -53,6 +58,16 @@ class Facts:
         found = self.said("experts")
         counts = [count for count in map(whole, items(found)[:1000] or [found]) if count is not None]
         return tuple(counts[:1] if len(set(counts)) == 1 else counts)
+
+    @property
+    def sparse_layers(self) -> int | None:
+        """Layers that have experts where some have none; None where all have, or the records do not tell."""
+        conversion, count = self.last("conversion"), whole(self.said("layers"))
+        asked = at(conversion, "recipe", "layers")
+        if self.last("merge") or not count or count > _MOST_LAYERS or not isinstance(asked, str):
+            return None
+        sparse = set(islice(chosen_layers(asked, count), 2 * count)) if LAYERS.fullmatch(asked) else set()
+        return len(sparse) if 0 < len(sparse) < count and max(sparse) < count else None
 
     @property
     def method(self) -> object:
@@ -88,7 +103,8 @@ class Facts:
 
     def said(self, fact: str) -> Any:
         """Return what the config says of one of `FIELDS`, or None."""
-        return next((self.config[name] for name in FIELDS[fact] if self.config.get(name)), None)
+        configs = (language(self.config), self.config)
+        return next((config[name] for config in configs for name in FIELDS[fact] if config.get(name)), None)
 
 
 def facts_of(

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from upcycle.card.facts import Facts
+from upcycle.card.readers import language
 from upcycle.card.values import at, items, texts
 from upcycle.checkpoint.adapter import LORA
 from upcycle.checkpoint.lineage import hub_id
@@ -42,7 +43,8 @@ _FILE = re.compile(r".*\.(txt|jsonl?|parquet|gz|zst|md)", re.IGNORECASE)
 
 def metadata(facts: Facts) -> dict[str, Any]:
     """Return what there is to say in the metadata, in the order in which it is written."""
-    said, adapter, kinds = read(facts.base_card), facts.kind == "adapter", texts(facts.config.get("model_type"))
+    said, adapter, inner = read(facts.base_card), facts.kind == "adapter", language(facts.config)
+    kinds = list(dict.fromkeys(texts(facts.config.get("model_type")) + texts(inner.get("model_type"))))
     licenses = [item for item in texts(said.get("license")) if _LICENSE.fullmatch(item)]
     called = [name for name in texts(said.get("license_name")) if _LICENSE_NAME.fullmatch(name)]
     sources = [source for entry in facts.trainings for source in texts(items(at(entry, "recipe", "data")))]
@@ -53,7 +55,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
         "license_name": licenses and called and called[0],
         "license_link": licenses and _license_link(facts, said.get("license_link")),
         "library_name": "peft" if adapter else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-generation" if inner is facts.config else "image-text-to-text",
         "base_model": facts.base,
         # to the Hub a mixture of experts made of one model is its finetune; by a merge it means one of several models
         "base_model_relation": facts.base and ("adapter" if adapter else "finetune"),

@@ -62,7 +62,7 @@ def _multimodal(model_type: Any, inner: Mapping[str, Any]) -> UnsupportedError:
     text = inner.get("model_type")
     known = isinstance(text, str) and text in DENSE
     why = (
-        "only plan, convert and verify see the language model in it"
+        "adapters are attached to language models by themselves alone"
         if model_type in WRAPPERS
         else "no mixture of experts is known for it as a whole"
     )

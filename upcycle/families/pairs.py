@@ -221,10 +221,15 @@ def pairs_of(dense: str, target: str | None = None, form: Form = "full") -> tupl
         f"{target} cannot be the {kind} of such a model" if target else f"no {kind} of such a model is known",
         found=dense,
         expected=f"one of {', '.join(dict.fromkeys(of_target))}" if of_target else None,
-        hint=f"of {dense} can be made: {', '.join(known)}"
-        if known
-        else "--to full writes the model's own mixture of experts",
+        hint=f"of {dense} can be made: {', '.join(known)}" if known else _other_form(dense),
     )
+
+
+def _other_form(dense: str) -> str | None:
+    """Return the way to merge an adapter of a model that has no compact mixture, if there is one."""
+    targets = [pair.target for pair in PAIRS if pair.dense.model_type == dense]
+    merged = any(target.router.scores == "softmax" and not target.keeps_ffn for target in targets)
+    return "--to full writes the model's own mixture of experts" if merged else None
 
 
 def pair_of(dense: str, target: str | None = None, form: Form = "full") -> Pair:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from upcycle.checkpoint.header import Shapes
@@ -17,6 +17,7 @@ from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.checkpoint.strict_json import read_object
 from upcycle.errors import CheckpointError, InputError
 from upcycle.message import listed, quoted
+from upcycle.moe.auto import auto_class
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SHOWN = 3
@@ -34,8 +35,7 @@ def check_fit(directory: Path, shapes: Shapes) -> None:
     with _silence() as said:
         try:
             config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-            text = type(config) in AutoModelForCausalLM._model_mapping
-            model_class = (AutoModelForCausalLM if text else AutoModelForImageTextToText)._model_mapping[type(config)]
+            model_class = auto_class(config)._model_mapping[type(config)]
         except Exception as error:  # whatever it may be, the config is the cause: nothing else is read
             raise InputError(
                 f"transformers knows no causal language model of this config ({_reason(error)})", where=directory

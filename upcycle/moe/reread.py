@@ -55,7 +55,8 @@ def main(directory: Path) -> None:
     options = {name: value for name, value in options.items() if value is not None}
     options |= cut(Path(asked["model"]), asked["layers"])
     kind = type(AutoConfig.from_pretrained(asked["model"]))
-    loader: Any = AutoModelForCausalLM if kind in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+    whole = kind in AutoModelForImageTextToText._model_mapping  # as `moe.auto` has it
+    loader: Any = AutoModelForImageTextToText if whole else AutoModelForCausalLM
     model, info = loader.from_pretrained(asked["model"], output_loading_info=True, **options)
     model.eval()
     ids_T = torch.tensor(asked["ids"])

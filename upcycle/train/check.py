@@ -5,6 +5,7 @@ import logging
 import torch
 
 from upcycle.errors import InputError
+from upcycle.moe.auto import text_config
 from upcycle.moe.routing import Recorder
 from upcycle.train.model import Trainee
 
@@ -23,7 +24,7 @@ def check_model(trainee: Trainee) -> None:
     """
     model = trainee.model
     device, recorder = model.get_input_embeddings().weight.device, Recorder(trainee.routers)
-    ids_BS = (torch.arange(LENGTH, device=device) % model.config.vocab_size)[None]
+    ids_BS = (torch.arange(LENGTH, device=device) % text_config(model).vocab_size)[None]
     positions_BS = (torch.arange(LENGTH, device=device) % (LENGTH // 2))[None]
     seen: list[torch.Tensor] = []
     hook = model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: _watch(seen, output))

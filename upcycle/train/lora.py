@@ -10,6 +10,7 @@ from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dic
 from torch import nn
 
 from upcycle.errors import InputError
+from upcycle.moe.auto import is_text
 from upcycle.moe.routing import Router
 from upcycle.requests.train import Train
 
@@ -30,7 +31,7 @@ def wrapped(model: Any, routers: list[Router], request: Train) -> Any:
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and id(module) not in inside
+        if isinstance(module, nn.Linear) and module is not head and id(module) not in inside and is_text(model, name)
     ]
     fused = [
         f"{name}.{parameter}"

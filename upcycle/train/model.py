@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from upcycle.adapters.load import attached
@@ -21,6 +21,8 @@ from upcycle.checkpoint.reader import (
     present_files,
 )
 from upcycle.errors import InputError
+from upcycle.families.wrappers import TEXT
+from upcycle.moe.auto import auto_class, is_text, text_config
 from upcycle.moe.routing import Router, find_routers
 from upcycle.moe.widths import run_any_width
 from upcycle.requests.train import Train, TrainDtype, TrainedPart
@@ -110,14 +112,17 @@ class Trainee:
         if (directory / CONFIG_FILE).exists():
             config = json.loads((self.source / CONFIG_FILE).read_bytes())
             named = [field for field in ("dtype", "torch_dtype") if field in config] or ["torch_dtype"]
-            config.update(dict.fromkeys(named, str(self.dtype).removeprefix("torch.")))
+            config.update(dict.fromkeys(named, word := str(self.dtype).removeprefix("torch.")))
+            if isinstance(config.get(TEXT), dict):
+                config[TEXT].update({field: word for field in named if field in config[TEXT]})
             (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _merged(self, adapter: Path) -> Any:
         """Return the model with its LoRA updates added; those of a model in 4 bits to the weights before rounding."""
         if not self.four_bits:
             return self.model.merge_and_unload()
-        whole = AutoModelForCausalLM.from_pretrained(self.source, dtype=self.dtype, trust_remote_code=False)
+        loader = auto_class(AutoConfig.from_pretrained(self.source, trust_remote_code=False))
+        whole = loader.from_pretrained(self.source, dtype=self.dtype, trust_remote_code=False)
         return attached(whole, adapter).merge_and_unload()
 
 
@@ -132,9 +137,7 @@ def load(
     dtype, lora = _dtype(request.dtype, device), request.train == "lora"
     model = _stock_model(base or (source if lora or checkpoint is None else checkpoint), request, dtype)
     routers = find_routers(model)
-    model.config.use_cache = False
-    if hasattr(model.config, "output_router_logits"):
-        model.config.output_router_logits = False  # transformers' own loss pools the layers
+    _prepare(model)
     if dtype != torch.float32:
         keep_routers_fp32(router.module for router in routers)
     stock = model
@@ -151,7 +154,7 @@ def load(
         old_name = stock.gradient_checkpointing_enable  # the only one in transformers 5.17
         getattr(stock, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
     groups = _groups(model if request.load_in_4bit else model.to(device), routers, request.train)
-    tokenizer = _tokenizer(_home(source, base), model.config.vocab_size)
+    tokenizer = _tokenizer(_home(source, base), text_config(model).vocab_size)
     return Trainee(
         source,
         model,
@@ -194,7 +197,7 @@ def _stock_model(source: Path, request: Train, dtype: torch.dtype) -> Any:
         "experts_implementation": request.experts_implementation,
     }
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, told = auto_class(AutoConfig.from_pretrained(source, trust_remote_code=False)).from_pretrained(
             source,
             dtype=dtype,
             trust_remote_code=False,
@@ -216,6 +219,16 @@ def _stock_model(source: Path, request: Train, dtype: torch.dtype) -> Any:
     if request.experts_implementation is None:
         run_any_width(model)
     return model
+
+
+def _prepare(model: Any) -> None:
+    """Let a model compute for training on text: it keeps no cache, and what no text passes through is frozen."""
+    text = text_config(model)
+    model.config.use_cache = text.use_cache = False
+    if hasattr(text, "output_router_logits"):
+        text.output_router_logits = False  # transformers' own loss pools the layers
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and is_text(model, name))
 
 
 def check_four_bits(model: Any, source: Path) -> None:

@@ -11,6 +11,7 @@ from upcycle.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapt
 from upcycle.checkpoint.digest import sha256_of
 from upcycle.checkpoint.reader import CONFIG_FILE
 from upcycle.errors import InputError
+from upcycle.moe.auto import text_config
 from upcycle.moe.device import find_device
 from upcycle.moe.routing import scoring_of_router
 from upcycle.requests import recorded
@@ -173,7 +174,7 @@ def _identity(source: Path) -> dict[str, Any]:
 
 
 def _check_length(trainee: Trainee, request: Train) -> None:
-    longest = getattr(trainee.model.config, "max_position_embeddings", None)
+    longest = getattr(text_config(trainee.model), "max_position_embeddings", None)
     if longest is not None and request.seq_len > longest:
         raise InputError(
             "sequences are longer than the model's positions", where=request.model, found=request.seq_len,

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoConfig, AutoTokenizer, TextStreamer
 from transformers.utils.logging import disable_progress_bar
 
 from upcycle.adapters.load import attached
 from upcycle.checkpoint.adapter import ADAPTER_CONFIG
 from upcycle.checkpoint.reader import CONFIG_FILE, TOKENIZER_FILES, present_files
 from upcycle.errors import InputError
+from upcycle.moe.auto import auto_class
 from upcycle.moe.device import find_device
 from upcycle.moe.widths import run_any_width
 from upcycle.requests import Generate
@@ -55,7 +56,7 @@ def generate(directory: Path, request: Generate, show: Callable[[str], None], ba
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(words, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(AutoConfig.from_pretrained(base or directory, trust_remote_code=False)).from_pretrained(
             base or directory, dtype=DTYPES[request.dtype], trust_remote_code=False, use_safetensors=True
         )
         run_any_width(model)

@@ -31,7 +31,7 @@ class Modules:
     gate: str | None = None
     up: str | None = None
     gate_up: str | None = None
-    act: str = ACT  # attribute of the block: its activation
+    act: str = ACT  # attribute of the block, its activation; of a block without one, transformers' name of it
     dropout: str | None = None  # attribute of the block: by which it drops parts of what it gives in training
 
     @property

@@ -5,7 +5,7 @@ block. Its class is its mixture's, too: `MODEL` is what both have, under the sam
 from collections.abc import Mapping
 from typing import Any
 
-from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.derived import layers_of
 from upcycle.families.parts import Place, Tensor, When, Where
 from upcycle.families.rules import COMMON, Carry, Drop, Each, Keep, Rule
@@ -154,7 +154,9 @@ GEMMA4_TEXT = Dense(
     parts={part: Place(name, shape, when=when) for _, part, name, shape, when in MODEL},
     fields=_FIELDS,
     rope=None,
-    modules=None,
+    modules=Modules(  # attention is not alike in all layers
+        block="mlp", gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj"
+    ),
     # of layers that take them from below; the class passes them over
     ignored_tensors=(r"model\.layers\.\d+\.self_attn\.[kv]_(proj|norm)\.\w+",),
     sizes={

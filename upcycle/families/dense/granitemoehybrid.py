@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from upcycle.families.dense.dense import Dense
+from upcycle.families.dense.dense import Dense, Modules
 from upcycle.families.derived import layers_of
 from upcycle.families.parts import Place, When, Where
 from upcycle.families.rope import Rope
@@ -107,7 +107,12 @@ GRANITEMOEHYBRID_DENSE = Dense(
         **dict.fromkeys(("mamba_d_head", "time_step_limit"), Keep()),  # the class makes the same of them on both sides
     },
     rope=Rope(theta=10_000.0),
-    modules=None,
+    modules=Modules(  # most layers have no attention
+        block="shared_mlp",
+        gate_up="shared_mlp.input_linear",
+        down="shared_mlp.output_linear",
+        act="activation",
+    ),
     sizes={
         "N": lambda config: int(config["mamba_n_heads"]),
         "W": lambda config: int(config["mamba_d_conv"]),

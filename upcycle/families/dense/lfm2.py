@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from upcycle.families.dense.dense import Dense, Spine
+from upcycle.families.dense.dense import Dense, Modules, Spine
 from upcycle.families.derived import layers_of
 from upcycle.families.parts import Place, When, Where
 from upcycle.families.rope import Rope
@@ -93,7 +93,13 @@ LFM2 = Dense(
         "block_auto_adjust_ff_dim": Drop(_WIDTH),
     },
     rope=Rope(theta=1_000_000.0),
-    modules=None,
+    modules=Modules(  # most layers have no attention; the class calls silu by name
+        block="feed_forward",
+        gate="feed_forward.w1",
+        up="feed_forward.w3",
+        down="feed_forward.w2",
+        act="silu",
+    ),
     spine=Spine(norm="model.embedding_norm"),
     sizes={"C": lambda config: config["conv_L_cache"]},
     derived={

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from upcycle.moe.auto import text_config
 from upcycle.train.model import Trainee
 from upcycle.train.parallel.world import World
 
@@ -52,7 +53,7 @@ class Meter:
         speed = tokens / max(self._began - began, 1e-9)
         if self._peak is None:
             return {"tokens_per_second": speed, "mfu": None}
-        config = self._trainee.model.config
+        config = text_config(self._trainee.model)
         width = config.num_attention_heads * (
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         )
