@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def save_moe(name: str, place: Path) -> Path:
 )
 def test_text_moves_the_language_model_alone(name: str, train: str, text: Path, tmp_path: Path) -> None:
     moe = save_moe(name, tmp_path)
-    fields = {"lora_rank": 2} if train == "lora" else {}
+    fields: dict[str, Any] = {"lora_rank": 2} if train == "lora" else {}
     out = run_train(moe, tmp_path / "out", text, seq_len=16, batch_size=2, max_steps=2, train=train, **fields)
     before, after = (load_file(place / "model.safetensors") for place in (moe, out))
     assert before.keys() == after.keys()
