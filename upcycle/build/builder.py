@@ -72,8 +72,8 @@ def build_plan(base: Checkpoint, matched: Match, order: Order) -> Plan:
         )
     config = layout.config(writes)
     rounded = sorted({write.dtype for write in writes if not write.lossless})
-    inexact = layout.inexact or (f"values are rounded to {' and '.join(rounded)}" if rounded else None)
     target, frame = matched.target, order.frame
+    inexact = layout.inexact or (f"values are rounded to {' and '.join(rounded)}" if rounded else None)
     return Plan(
         shards=lay_out(_framed(writes, frame) if frame else writes, order.shard_bytes),
         config=frame.around(config) if frame else config,
@@ -145,6 +145,7 @@ class _Layout:
         }
         self.width = first.ffns[0].width
         self.inexact = next((made.inexact for made in self._experts.values() if made.inexact), None)
+        _check_shared_width(matched, self._sizes)
         self._config = self._target_config()
         self._decides = {
             **self._config,
@@ -269,6 +270,18 @@ class _Layout:
         """The dtype asked for, else that of the base's tensors that are read where they agree, else of most of it."""
         of = {spec.dtype for spec in reads(source) if spec.path in self._own}
         return self._asked or (of.pop() if len(of) == 1 else self._main)
+
+
+def _check_shared_width(matched: Match, sizes: Mapping[str, int]) -> None:
+    """Raise UnsupportedError for a shared expert of a width that the target's config cannot say."""
+    target, wide, narrow = matched.target, sizes["S"], sizes["M"]
+    if (target.shared_like == "experts" and wide % narrow) or (target.shared_like == "one" and wide != narrow):
+        raise UnsupportedError(
+            f"the shared expert of {target.model_type} is as wide as {target.shared_like.replace('experts', 'some')} "
+            "of the others",
+            found=f"{wide} neurons beside experts of {narrow}",
+            hint="--expert-width and --pad-width change them",
+        )
 
 
 def _filled(value: float) -> Source:

@@ -18,6 +18,7 @@ from upcycle.families.config import unruled
 from upcycle.families.find import find_pairs
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
+from upcycle.families.rules import NO_WINDOW, Drop
 from upcycle.families.unread import reads
 from upcycle.families.wrappers import TEXT, language_model, unwrap
 from upcycle.message import listed
@@ -68,6 +69,7 @@ def conversion_warnings(checkpoint: Checkpoint, plan: Plan, request: Conversion)
     found = (
         _quantised_warning(checkpoint.directory), router_warning(request), _width_warning(plan),
         _vocabulary_warning(checkpoint, plan, request), _unread_warning(checkpoint, plan, request),
+        _window_warning(checkpoint, plan),
         _rounding_warning(plan), *plan.notes,
     )  # fmt: skip
     return tuple(text for text in found if text)
@@ -105,6 +107,19 @@ def _rounding_warning(plan: Plan) -> str | None:
     return (
         f"{' and '.join(roles)} are not copied but computed, and rounded to {' and '.join(dtypes)}: the mixture "
         "computes nearly what the dense model does; --dtype f32 does not round, so it computes the same"
+    )
+
+
+def _window_warning(checkpoint: Checkpoint, plan: Plan) -> str | None:
+    """Say that transformers cuts the dense model's cache by a window that the model itself does not have."""
+    config = language_model(checkpoint).config
+    pair = find_pairs(config, plan.config.get(TEXT, plan.config)["model_type"])[0]
+    window = config.get("sliding_window")
+    if window is None or pair.fields.get("sliding_window") != Drop(NO_WINDOW):
+        return None
+    return (
+        f"sliding_window {window} is left out, for {pair.dense.model_class} attends to everything; but transformers "
+        "cuts its cache by it, so that text which the dense model generates can differ after so many tokens"
     )
 
 

@@ -16,7 +16,7 @@ def sparse_layers(matched: Match, asked: str) -> tuple[bool, ...]:
     chosen = set(chosen_layers(asked, count))
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
         raise RequestError(
-            "--layers names layers that the model does not have", found=asked, expected=f"some of 0 to {count - 1}"
+            "--layers names no layers, or others than the model has", found=asked, expected=f"some of 0 to {count - 1}"
         )
     sparse = tuple(layer in chosen for layer in range(count))
     choice = matched.target.layer_choice

@@ -5,13 +5,14 @@ from upcycle.plan.sources import Blank, Columns, Part, Stacked
 
 
 def padded(experts: Experts, hidden: int, multiple: int) -> Experts:
-    """Return the experts with zero neurons appended until their width is a multiple of `multiple`.
+    """Return the experts with zero neurons appended until their width is a multiple of `multiple`; a shared one too.
 
     A neuron of zeros gives act(0) * 0 = 0 with a gate, and its column of the down projection is zero in any case.
     """
     ffns = dict.fromkeys(experts.ffns)  # copies are one object: widened once
     made = {ffn: _padded(ffn, hidden, -(-ffn.width // multiple) * multiple) for ffn in ffns}
-    return Experts(tuple(made[ffn] for ffn in experts.ffns), experts.shared, experts.inexact)
+    shared = experts.shared and _padded(experts.shared, hidden, -(-experts.shared.width // multiple) * multiple)
+    return Experts(tuple(made[ffn] for ffn in experts.ffns), shared, experts.inexact)
 
 
 def _padded(ffn: Ffn, hidden: int, width: int) -> Ffn:

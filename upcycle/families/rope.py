@@ -41,6 +41,7 @@ class Rope:
     original_length: int | None = None  # the class's default of original_max_position_embeddings, if it has that field
     rotated: float = 1.0  # the class's default of partial_rotary_factor, the share of each head that is rotated
     partial: bool = False  # the class rotates that share alone; others ignore it, or break where it is not 1
+    needs_length: bool = False  # the mixture's class stops without original_max_position_embeddings, where it scales
     of: str | None = None  # the type of layer whose settings count, where the class keeps them apart by type
 
 
@@ -71,6 +72,7 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
     _check_settings(chosen, rope.only)
     scaled = chosen["rope_type"] != "default"
     original = config.get("original_max_position_embeddings", rope.original_length if scaled else None)
+    _check_length(chosen, original, rope)
     _check_settings({"rope_type": "default", "original_max_position_embeddings": original})
     fields = _in_all_dialects(chosen, theta, original)
     if partial:
@@ -80,6 +82,16 @@ def rope_fields(config: Mapping[str, Any], rope: Rope, *, partial: bool = False)
             )
         fields["partial_rotary_factor"] = fields["rope_parameters"]["partial_rotary_factor"] = rotated
     return fields
+
+
+def _check_length(chosen: Mapping[str, Any], beside: Any, rope: Rope) -> None:
+    """Raise UnsupportedError for settings that count from a length, where neither they nor the config have it."""
+    counts = rope.needs_length and chosen["rope_type"] in ("yarn", "longrope")
+    if counts and beside is None and chosen.get("original_max_position_embeddings") is None:
+        raise UnsupportedError(
+            f"config.json: rope settings of type {chosen['rope_type']} lack original_max_position_embeddings, without "
+            "which the target does not load"
+        )
 
 
 def _settings_of(kind: str | None, parameters: dict[str, Any], scaling: dict[str, Any]) -> dict[str, Any]:

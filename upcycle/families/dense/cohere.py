@@ -26,6 +26,6 @@ COHERE = replace(
         "layer_types": Made(lambda config, _: ["sliding_attention"] * layers_of(config)),
         "sliding_window": Made(lambda *_: ENDLESS),
     },
-    rope=Rope(theta=500_000.0),
+    rope=Rope(theta=500_000.0, needs_length=True),
     derived={},
 )

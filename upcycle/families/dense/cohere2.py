@@ -30,7 +30,7 @@ COHERE2 = replace(
         "layer_norm_eps": Carry(1e-5, "number"),
         "rms_norm_eps": Drop("the class has layer norms, which subtract the mean"),
         "logit_scale": Carry(0.0625, "number"),
-        "sliding_window": Carry(4096, "size"),
+        "sliding_window": Carry(4096, "size that is given"),
         "layer_types": Each(
             ("sliding_attention", "full_attention"), "expected sliding_attention or full_attention of each layer"
         ),
@@ -42,6 +42,6 @@ COHERE2 = replace(
         "_sliding_window_pattern": Drop("is in layer_types"),
         "cache_implementation": Drop("says how a program holds keys and values"),
     },
-    rope=Rope(theta=10_000.0),
+    rope=Rope(theta=10_000.0, needs_length=True),
     derived={"layer_types": one_in("sliding_window_pattern", 4, "full_attention", "sliding_attention")},
 )

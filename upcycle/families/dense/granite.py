@@ -50,7 +50,7 @@ GRANITE_SWA = replace(
         "tie_word_embeddings": Carry(True, "flag"),
         "bos_token_id": Carry(100257),
         "eos_token_id": Carry(100257),
-        "sliding_window": Carry(128, "size"),
+        "sliding_window": Carry(128, "size that is given"),
         # of null both classes make the same: a window in all layers but every fourth; rope_theta in every layer
         "layer_types": Carry(None),
         "layer_rope_theta": Carry(None),
