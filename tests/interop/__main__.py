@@ -27,7 +27,7 @@ ROOT = Path("build/interop")
 
 def examine(reader: Reader) -> tuple[str, Iterator[Check]]:
     """Return the reader's version and its checks; raise ReaderError when it cannot be installed or fails."""
-    environment = Environment(reader.name, ROOT / "environments").prepare()
+    environment = Environment(reader.environment or reader.name, ROOT / "environments").prepare()
     directory = ROOT / "work" / reader.name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -103,6 +104,33 @@ def uneven(pair: Pair, root: Path) -> Pair:
     tokenizer = str(pair.moe) if (pair.moe / "tokenizer.json").exists() else None
     moe = _convert(dense, root / f"{name}-moe", noise=0.5, router_std=0.5, tokenizer=tokenizer)
     return _random_text(name, moe, moe)
+
+
+def copies(name: str, dense: Path, moe: Path, **options: Any) -> Pair:
+    """Return a mixture of copies with SmolLM2's tokenizer, whose vocabulary the dense model has."""
+    return _random_text(name, dense, _convert(dense, moe, tokenizer=str(locate(str(fetch(GGUF)))), **options))
+
+
+def differing(name: str, dense: Path, moe: Path, **options: Any) -> Pair:
+    """Return the same with experts that differ; the reference runs the mixture itself, as in `uneven`."""
+    options = {"noise": 0.5, "router_std": 0.5, **options}
+    return _random_text(name, moe, _convert(dense, moe, tokenizer=str(locate(str(fetch(GGUF)))), **options))
+
+
+def unnormalised(name: str, moe: Path, out: Path) -> Pair:
+    """Return a Qwen2-MoE, whose reference is computed without `norm_topk_prob`: the cause of what readers make of it.
+
+    The gates of the shared experts, whose outputs are zero, are drawn: llama.cpp computes NaN where they are zero.
+    """
+    shutil.copytree(moe, out, dirs_exist_ok=True)
+    tensors = load_file(out / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for key in sorted(key for key in tensors if key.endswith("shared_expert_gate.weight")):
+        tensors[key] = torch.randn(tensors[key].shape, generator=generator) * 0.3
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, norm_topk_prob=False).eval()
+    ids_T = np.random.default_rng(0).integers(0, model.config.vocab_size, POSITIONS)
+    return Pair(name, out, ids_T, _logits(model, ids_T))
 
 
 def compact(pair: Pair, root: Path) -> Pair:

@@ -21,8 +21,8 @@ def logits(directory: Path, job: dict[str, Any]) -> dict[str, Any]:
         model.set_dtype(mx.float32)
         ids = mx.array(np.load(directory / f"{job['name']}.ids.npy"))
         np.save(directory / f"{job['name']}.logits.npy", np.array(model(ids[None])[0]))
-    except (KeyError, ValueError) as error:  # experts that are missing, weights of another shape
-        return {"error": str(error).splitlines()[0]}
+    except Exception as error:  # fields, experts or shapes that it does not expect, each in its own way
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
     return {}
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.interop import pairs
+from tests.interop import limits, pairs
 from tests.interop.compare import Array, Check, check, log_probabilities, relative_error, tokens, top1
+from tests.interop.families import pairs_of_families
 from tests.interop.pairs import Pair
 from tests.models import VARIANTS
 
@@ -36,12 +37,13 @@ class Reader:
     pairs: Callable[[Path], Iterator[Pair]]
     compare: Compare
     limits: Mapping[str, str]  # variant -> what the reader does not compute, whatever the checkpoint says
+    environment: str = ""  # the name of another reader whose environment it shares
 
     def checks(self, pair: Pair, told: Mapping[str, Any], directory: Path) -> Iterator[Check]:
         """Compare what the reader told of a pair."""
         limit = self.limits.get(pair.name, "")
         if "error" in told:
-            yield check(pair.name, "runs", told["error"][:80], False, limit)
+            yield check(pair.name, "runs", told["error"][:120], False, limit)
         else:
             yield from self.compare(pair, told, directory, limit)
 
@@ -154,6 +156,8 @@ READERS: Mapping[str, Reader] = MappingProxyType(
                     **dict.fromkeys(("mistral_window", "mistral_tied"), "mlx-lm's mixtral has no sliding window"),
                 },
             ),
+            Reader("llamacpp-families", "read_llamacpp.py", pairs_of_families, _llamacpp, limits.LLAMA_CPP, "llamacpp"),
+            Reader("mlx-families", "read_mlx.py", pairs_of_families, _mlx, limits.MLX, "mlx"),
         )
     }
 )

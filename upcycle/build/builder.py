@@ -12,6 +12,7 @@ from typing import Any
 from upcycle.build.experts import Experts, Ffn, Slot
 from upcycle.build.padding import padded
 from upcycle.build.routers import RouterSlot
+from upcycle.build.values import filled, scaled
 from upcycle.checkpoint.header import Header, TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import UnsupportedError
@@ -24,17 +25,12 @@ from upcycle.plan.dtypes import DTYPE_WORDS, DTYPES, main_dtype, narrowest_dtype
 from upcycle.plan.layout import lay_out
 from upcycle.plan.plan import MAX_TENSORS, Plan, Write
 from upcycle.plan.sources import (
-    Blank,
-    Constant,
     Copy,
     Fold,
-    Ones,
     Part,
     Reordered,
-    Scaled,
     Source,
     Stacked,
-    Zeros,
     random_key,
     reads,
 )
@@ -228,11 +224,11 @@ class _Layout:
             slot = RouterSlot(layer, self._order.count, self._matched.sizes["D"], random_key(self._order.seed, name))
             return self._order.router(slot)
         if not tensor.parts:
-            return _filled(tensor.fill or 0)
+            return filled(tensor.fill or 0)
         if tensor.fill is not None and not self._has(tensor.parts[0], layer):
-            return _filled(tensor.fill or 0)
+            return filled(tensor.fill or 0)
         if "." in tensor.parts[0] and tensor.parts[0].split(".")[0] in ("expert", "shared"):
-            parts = tuple(_scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
+            parts = tuple(scaled(part, tensor.factor) for part in self._ffn_parts(tensor, layer, number))
             return parts[0] if len(parts) == 1 else Stacked(parts)
         carried = tuple(self._carried(part, layer) for part in tensor.parts)
         return carried[0] if len(carried) == 1 else Stacked(carried)
@@ -284,10 +280,6 @@ def _check_shared_width(matched: Match, sizes: Mapping[str, int]) -> None:
         )
 
 
-def _filled(value: float) -> Source:
-    return Zeros() if value == 0 else Ones() if value == 1 else Constant(value)
-
-
 def _framed(writes: list[Write], frame: Frame) -> list[Write]:
     """Return the writes of a language model as part of a whole, after copies of everything else."""
     others = [Write(spec.name, spec.dtype, spec.shape, "other", Copy(spec)) for spec in frame.others]
@@ -300,13 +292,3 @@ def _of_one_width(experts: dict[int, Experts], hidden: int) -> dict[int, Experts
     if len(widths) == 1:
         return experts
     return {layer: padded(made, hidden, max(widths)) for layer, made in experts.items()}
-
-
-def _scaled(part: Part, factor: float) -> Part:
-    if factor == 1 or isinstance(part, Blank):
-        return part
-    if isinstance(part, Copy):
-        return Scaled(part.tensor, factor)
-    assert isinstance(part, Scaled)  # noqa: S101 - shared experts are copies of the dense FFN, or halves
-    whole = part.factor * factor
-    return Copy(part.tensor) if whole == 1 else replace(part, factor=whole)

@@ -29,6 +29,12 @@ COHERE2_MOE = Target(
         "any of them",
         lambda sparse: {"mlp_layer_types": ["sparse" if experts else "dense" for experts in sparse]},
     ),
-    limits=(),
+    limits=(
+        (lambda _: True, "mlx-lm does not know cohere2_moe"),
+        (
+            lambda config: (config.get("sliding_window") or 0) >= 2**31 - 1,
+            "llama.cpp computes something else with a sliding_window of 2147483647, which stands for none",
+        ),
+    ),
     stock_loss=False,
 )

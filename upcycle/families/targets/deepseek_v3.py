@@ -4,7 +4,7 @@
 """
 
 from upcycle.families.parts import Tensor, When
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, first_dense
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, NEEDS_SHARED, first_dense
 from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
@@ -39,7 +39,7 @@ DEEPSEEK_V3 = Target(
     },
     shared_like="experts",
     router=Router(scores="sigmoid", renormalises=True),
-    limits=(),
+    limits=(NEEDS_SHARED,),
     stock_loss=False,
     least_experts=TWO_BEST,
     layer_choice=first_dense("first_k_dense_replace"),

@@ -1,7 +1,7 @@
 """dots.llm1: qwen3's attention, sliding windows of some layers too, and sigmoid routers."""
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, first_dense
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, NEEDS_SHARED, first_dense
 from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
@@ -20,7 +20,7 @@ DOTS1 = Target(
     constants={**SIGMOID_CONSTANTS, "first_k_dense_replace": 0},
     shared_like="experts",
     router=Router(scores="sigmoid", renormalises=True),
-    limits=(),
+    limits=(NEEDS_SHARED,),
     stock_loss=False,
     least_experts=TWO_BEST,
     layer_choice=first_dense("first_k_dense_replace"),

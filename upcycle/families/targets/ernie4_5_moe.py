@@ -1,7 +1,8 @@
 """ERNIE 4.5 MoE: what a dense ERNIE 4.5 becomes; its router adds a bias to the scores by which it chooses."""
 
 from upcycle.families.parts import SPARSE, Tensor
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, MLP_EITHER
+from upcycle.families.readers import Readers
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER, MLP_EITHER, ROPE_LIMITS
 from upcycle.families.targets.target import LayerChoice, Router, Target
 
 
@@ -47,5 +48,6 @@ ERNIE4_5_MOE = Target(
     },
     router=Router(scores="softmax", renormalises=True),
     layer_choice=LayerChoice("a range, as last:8 or 4-7, or every:N", _spaced),
-    limits=(),
+    limits=ROPE_LIMITS,
+    readers=Readers(None, ("default", "linear", "yarn")),
 )

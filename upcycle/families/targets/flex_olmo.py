@@ -24,5 +24,5 @@ FLEX_OLMO = Target(
         "router_aux_loss_coef": 0.01,
     },
     router=Router(scores="softmax", renormalises=True),
-    limits=(),
+    limits=((lambda _: True, "llama.cpp's converter and mlx-lm do not know flex_olmo"),),
 )

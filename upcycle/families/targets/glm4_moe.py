@@ -4,7 +4,7 @@ Each of the last three may be there or not, so that llama, qwen2, qwen3 and phi3
 """
 
 from upcycle.families.parts import Tensor, When
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, first_dense
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, NEEDS_SHARED, first_dense
 from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
 from upcycle.families.targets.target import Router, Target
 
@@ -31,7 +31,7 @@ GLM4_MOE = Target(
     },
     shared_like="experts",
     router=Router(scores="sigmoid", renormalises=True),
-    limits=(),
+    limits=(NEEDS_SHARED,),
     stock_loss=False,
     least_experts=TWO_BEST,
     layer_choice=first_dense("first_k_dense_replace"),

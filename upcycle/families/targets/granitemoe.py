@@ -17,7 +17,7 @@ LLAMA_CPP_REFUSES: tuple[Limit, ...] = (
         "llama.cpp refuses rope scaling of the type llama3 in this architecture",
     ),
 )
-"""Measured by `make interop` on GraniteMoeShared, which llama.cpp converts and runs by the same code as GraniteMoe."""
+"""Measured by `make interop` on GraniteMoe and GraniteMoeShared."""
 
 GRANITEMOE = Target(
     model_type="granitemoe",
@@ -51,15 +51,15 @@ GRANITEMOE = Target(
             "llama.cpp and mlx-lm compute SiLU whatever hidden_act says",
         ),
         *LLAMA_CPP_REFUSES,
-        # read in mlx_lm/models/granitemoe.py, not run
         (
             lambda config: config["head_dim"] * config["num_attention_heads"] != config["hidden_size"],
             "mlx-lm refuses a head_dim other than hidden_size / heads",
         ),
+        # read in mlx_lm/models/granitemoe.py, not run
         (
             lambda config: config["num_experts_per_tok"] == 1,
             "mlx-lm gives the experts' outputs to the wrong tokens where each token has one expert",
         ),
     ),
-    readers=Readers(None, ("default",), llama_cpp_any_head=False),
+    readers=Readers(None, ("default", "linear", "yarn"), llama_cpp_any_head=False),
 )

@@ -26,6 +26,6 @@ GRANITEMOE_SWA = replace(
         Tensor("experts", _SPARSE + "experts.gate_up_proj", ("E", "2M", "D"), ("expert.gate", "expert.up")),
         Tensor("experts", _SPARSE + "experts.down_proj", ("E", "D", "M"), ("expert.down",)),
     ),
-    limits=(),
-    readers=Readers(),  # not tried
+    limits=((lambda _: True, "llama.cpp's converter and mlx-lm do not know granitemoe_swa"),),
+    readers=Readers(),
 )

@@ -39,6 +39,13 @@ GRANITEMOEHYBRID = Target(
     },
     constants=GRANITEMOE.constants,
     router=GRANITEMOE.router,
-    limits=(),
+    limits=(
+        (
+            lambda config: "linear_attention" in (config.get("layer_types") or ()),
+            "llama.cpp and mlx-lm know the kinds of layers only by the names mamba and attention",
+        ),
+        (lambda config: config.get("position_embedding_type") == "rope", "llama.cpp does not rotate"),
+        (lambda config: config.get("mamba_n_groups", 1) > 1, "mlx-lm is wrong with more than one of mamba_n_groups"),
+    ),
     idle_width=32,  # of width 0 torch warns whenever the model is loaded
 )

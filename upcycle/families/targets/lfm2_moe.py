@@ -6,7 +6,8 @@ each, they add up to `1 - 2e-6 / k`.
 
 from upcycle.families.dense.lfm2 import LFM2
 from upcycle.families.parts import DENSE, HEAD, SPARSE, Tensor
-from upcycle.families.targets.llama_shaped import LAYER, first_dense
+from upcycle.families.readers import Readers
+from upcycle.families.targets.llama_shaped import LAYER, ROPE_LIMITS, first_dense
 from upcycle.families.targets.target import Router, Target
 
 _FFN = LAYER + "feed_forward."
@@ -44,7 +45,8 @@ LFM2_MOE = Target(
     },
     router=Router(scores="sigmoid", renormalises=True),
     layer_choice=first_dense("num_dense_layers"),
-    limits=(),
+    limits=ROPE_LIMITS,
+    readers=Readers(None, ("default", "linear", "yarn")),
     stock_loss=False,
     spine=LFM2.spine,
 )

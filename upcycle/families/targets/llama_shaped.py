@@ -71,6 +71,20 @@ def window(config: Config) -> float:
     return float("inf") if found is None else float(found)
 
 
+def rope_type(config: Config) -> str:
+    """Return the type of rope scaling of a config."""
+    return str((config.get("rope_parameters") or {}).get("rope_type", "default"))
+
+
+ROPE_LIMITS: tuple[Limit, ...] = (
+    (lambda config: rope_type(config) == "llama3", "llama.cpp ignores rope scaling of the type llama3"),
+    (lambda config: rope_type(config) != "default", "mlx-lm ignores rope scaling"),
+)
+"""Measured by `make interop` on Qwen3-MoE, ERNIE 4.5 and LFM2; llama.cpp agrees on linear and yarn there."""
+
+NEEDS_SHARED: Limit = (lambda _: True, "llama.cpp and mlx-lm cannot run it with a shared expert of width zero")
+"""Measured by `make interop` on GLM-4-MoE, dots.llm1 and DeepSeek-V3; docs/interop.md has their messages."""
+
 LIMITS: tuple[Limit, ...] = (
     (lambda config: config["hidden_act"] != "silu", "llama.cpp, mlx-lm and vLLM compute SiLU whatever hidden_act says"),
     (

@@ -49,6 +49,9 @@ QWEN2_MOE = Target(
         *LIMITS,
         (lambda _: True, "llama.cpp and mlx-lm ignore norm_topk_prob: they weigh the experts too little"),
         (lambda _: True, "llama.cpp computes NaN where the gate of the shared expert is zero, as it is here"),
-        (lambda config: bool(config["tie_word_embeddings"]), "llama.cpp cannot load it with tied embeddings"),
+        (
+            lambda config: bool(config["tie_word_embeddings"]),
+            "llama.cpp and mlx-lm cannot load it with tied embeddings",
+        ),
     ),
 )

@@ -39,7 +39,7 @@ QWEN3_5_MOE_TEXT = Target(
     },
     constants={"output_router_logits": False, "router_aux_loss_coef": 0.001},
     router=Router(scores="softmax", renormalises=True),
-    limits=(),
+    limits=((lambda _: True, "mlx-lm does not know qwen3_5_moe_text"),),
     partial_rotary=True,
     idle_width=32,  # rows that other programs quantise and divide over devices
 )

@@ -1,7 +1,8 @@
 """Qwen3-MoE: what qwen3 becomes."""
 
 from upcycle.families.parts import Tensor
-from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EITHER, MLP_ONLY
+from upcycle.families.readers import Readers
+from upcycle.families.targets.llama_shaped import BIASES, CARRIED, LAYER, MLP_EITHER, MLP_ONLY, ROPE_LIMITS
 from upcycle.families.targets.target import Router, Target
 
 QWEN3_MOE = Target(
@@ -28,5 +29,11 @@ QWEN3_MOE = Target(
     layer_choice=MLP_ONLY,
     limits=(
         (lambda config: config["hidden_act"] != "silu", "llama.cpp and vLLM compute SiLU whatever hidden_act says"),
+        (
+            lambda config: bool(config.get("attention_bias")),
+            "llama.cpp and mlx-lm cannot load it with attention biases",
+        ),
+        *ROPE_LIMITS,
     ),
+    readers=Readers(None, ("default", "linear", "yarn")),
 )

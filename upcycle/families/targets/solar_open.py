@@ -13,7 +13,10 @@ SOLAR_OPEN = Target(
     constants={**SIGMOID_CONSTANTS, "attention_bias": False},
     shared_like="experts",
     router=Router(scores="sigmoid", renormalises=True),
-    limits=(),
+    limits=(
+        (lambda _: True, "llama.cpp cannot run it with a shared expert of width zero"),
+        (lambda _: True, "mlx-lm refuses a config without first_k_dense_replace and partial_rotary_factor"),
+    ),
     stock_loss=False,
     least_experts=TWO_BEST,
 )
