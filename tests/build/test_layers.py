@@ -87,3 +87,20 @@ def test_every_target_is_listed_with_what_it_costs_or_what_stops_it(tiny: Path, 
     biased = told(save_model("llama_bias", MODELS["llama_bias"], tmp_path / "biased"))
     assert "attention_bias = True: the target has no such bias" in biased["mixtral"]["problem"]
     assert biased["granitemoe"]["problem"] is None
+
+
+def test_targets_that_cannot_have_the_layers_are_listed_with_the_reason(qwen: Path) -> None:
+    """`every:2` is no tail of the layers: dots1 and glm4_moe cannot say it, and are not offered in its place."""
+    request = Plan(model=str(qwen), experts=4, layers="every:2", targets=True)
+    told = {row["target"]: row["problem"] for row in json_of_draft(request, plan(request))["targets"]}
+    assert told["qwen3_moe"] is told["hy_v3"] is None
+    assert "dots1 cannot mix dense and sparse layers like this" in told["dots1"]
+    assert "--target qwen3_moe (any of them)" in told["dots1"]
+    assert "glm4_moe (" not in told["dots1"]
+
+
+def test_a_first_target_that_cannot_is_no_end_of_the_list(tiny: Path) -> None:
+    request = Plan(model=str(tiny), shared="zero", targets=True)
+    told = {row["target"]: row["problem"] for row in json_of_draft(request, plan(request))["targets"]}
+    assert told["mixtral"].startswith("mixtral has no shared expert")
+    assert told["granitemoeshared"] is None

@@ -39,7 +39,7 @@ def test_narrow_experts_begin_as_other_neurons_each_and_add_nothing(tiny: Path, 
     ("options", "message"),
     [
         ({"expert_width": 8}, "expected --shared dense"),
-        ({"shared": "dense"}, "expected a number, beside --shared dense"),
+        ({"shared": "dense"}, "expected --expert-width N beside it"),
         ({"shared": "half", "noise": 0.1}, "no --noise"),
     ],
 )

@@ -97,7 +97,7 @@ def test_an_inexact_method_is_told_but_not_failed(tiny: Path, converted: Convert
     report = check(tiny, converted(tiny, noise=0.5))
     assert report.passed
     assert verdicts(report)["logits"] == "note"
-    assert text_of(report, "function").startswith("changed on purpose (the experts have noise of 0.5 of each matrix's")
+    assert text_of(report, "function").startswith("not the same (the experts have noise of 0.5 of each matrix's")
     assert report.figures["parity"]["relative"] > 1e-3
     assert "zero by construction" not in text_of(report, "router gradient")
 

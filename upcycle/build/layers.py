@@ -25,7 +25,7 @@ def sparse_layers(matched: Match, asked: str) -> tuple[bool, ...]:
     others = [
         f"--target {pair.target.model_type} ({pair.target.layer_choice.says})"
         for pair in pairs_of(matched.dense.model_type)
-        if pair.target.layer_choice and pair.target is not matched.target
+        if pair.target.layer_choice and pair.target.layer_choice.fields(sparse) is not None
     ]
     raise RequestError(
         f"{matched.target.model_type} cannot mix dense and sparse layers like this",

@@ -31,9 +31,10 @@ class Draft:
 
 def draft(checkpoint: Checkpoint, request: Conversion) -> Draft:
     """Plan the conversion of `checkpoint`; see `plan_conversion` for what it raises."""
-    plan = plan_conversion(checkpoint, request)
-    warnings = conversion_warnings(checkpoint, plan, request)
     found = candidates(checkpoint, request) if getattr(request, "targets", False) else ()
+    planned = next((candidate.plan for candidate in found if candidate.plan), None)
+    plan = planned or plan_conversion(checkpoint, request)  # of candidates without a plan it says the reason
+    warnings = conversion_warnings(checkpoint, plan, request)
     return Draft(plan, account(plan, worker_count(getattr(request, "workers", 0))), warnings, found)
 
 

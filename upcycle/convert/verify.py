@@ -137,7 +137,7 @@ def _check_function(
     whole, (dense, moe) = moe, (language_model(dense), language_model(moe))
     pair = find_pairs(dense.config, moe.config["model_type"])[0]
     if not plan.exact:
-        text = f"changed on purpose ({plan.inexact}): differences below are expected"
+        text = f"not the same ({plan.inexact}): differences below are expected"
         report.lines.append(Line("function", "note", text))
     if moe.tokenizer_files:
         text = read_text(request.text)

@@ -143,6 +143,11 @@ _NO_DROPOUT = {"attention_dropout": Only((0, 0.0), "the target has no such dropo
 
 _NO_OUT_BIAS = {"attention_out_bias": Only((False,), NO_BIAS)}
 
+_OWN_HEAD: Limit = (
+    lambda _: True,
+    "the head becomes a matrix of its own, as large as the embeddings: those are scaled, and the head is not",
+)
+
 _UNTIED = {"tie_word_embeddings": False}
 """The head is the embeddings before they are scaled."""
 
@@ -170,7 +175,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair(QWEN3_5_TEXT, QWEN3_5_MOE_TEXT),
     Pair(PHI3, MIXTRAL, notes=(_LONGROPE_CACHE,)),
     Pair(PHI3, GLM4_MOE, _WIDE_WINDOW),
-    Pair(GEMMA, MIXTRAL, constants=_UNTIED, changes=_SCALED),
+    Pair(GEMMA, MIXTRAL, constants=_UNTIED, changes=_SCALED, notes=(_OWN_HEAD,)),
     Pair(GEMMA4_TEXT, GEMMA4_TEXT_MOE),
     Pair(GRANITE, GRANITEMOE),
     Pair(GRANITE, GRANITEMOESHARED, forms=_BOTH),

@@ -97,7 +97,7 @@ class Conversion(Request["Draft"]):
         require(0 <= self.router_std < math.inf, "router_std", self.router_std, "a finite number, 0 or more")
         narrow = self.shared == "dense"
         require_beside(self.expert_width is None or narrow, "expert_width", self.expert_width, "--shared dense")
-        require(self.expert_width is not None or not narrow, "expert_width", None, "a number, beside --shared dense")
+        require_beside(self.expert_width is not None or not narrow, "shared", self.shared, "--expert-width N beside it")
         alike = self.shared in ("none", "zero") or self.noise == 0
         require_beside(alike, "shared", self.shared, "no --noise, which it has no use for")
         require(LAYERS.fullmatch(self.layers) is not None, "layers", self.layers, "all, every:2, last:8, 8-23 or 0,4,9")
