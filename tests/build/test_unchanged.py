@@ -22,7 +22,7 @@ from upcycle.checkpoint.identity import fingerprint
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.pipeline.locate import BUILT_IN
 from upcycle.pipeline.stages import run
-from upcycle.plan.compute import keyed_generator
+from upcycle.plan.draws import keyed_generator
 from upcycle.requests import Attach, Convert
 
 RECORDED = Path(__file__).parent / "unchanged.json"

@@ -8,7 +8,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import edit_json, run_convert
-from tests.families.models import MODELS, save_model
 from upcycle.checkpoint.reader import open_checkpoint
 from upcycle.errors import RequestError, UnsupportedError
 from upcycle.families.match import match
@@ -38,19 +37,6 @@ FIELDS: dict[str, tuple[str, dict[str, Any], str]] = {
         "hunyuan", {"rope_parameters": {"rope_type": "xdrope", "rope_theta": 1e4}}, "unknown rope_type",
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function: name of a model -> its directory, made once."""
-    found: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in found:
-            found[name] = save_model(name, MODELS[name], tmp_path_factory.mktemp(name) / name)
-        return found[name]
-
-    return get
 
 
 @pytest.mark.parametrize("case", FIELDS)

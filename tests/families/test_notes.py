@@ -4,20 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from tests.conftest import run_convert
-from tests.families.models import MODELS, save_model
 from tests.families.test_pairs import load, written
 from upcycle.pipeline.stages import plan
 from upcycle.requests import Plan
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function: name of a model -> its directory."""
-    return lambda name: save_model(name, MODELS[name], tmp_path_factory.mktemp(name) / name)
 
 
 def told(model: Path, word: str, **options: Any) -> bool:

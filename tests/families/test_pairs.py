@@ -12,24 +12,11 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import edit_json, run_convert
 from tests.convert.test_convert import raw, tensors
 from tests.drawn_adapters import draw_adapter, formula_model
-from tests.families.models import MODELS, save_model
+from tests.families.models import MODELS
 from tests.merging import logits_error, run_merge
 from upcycle.errors import UnsupportedError
 from upcycle.pipeline.stages import attach, verify
 from upcycle.requests import Attach, Verify
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function: name of a model -> its directory."""
-    found: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in found:
-            found[name] = save_model(name, MODELS[name], tmp_path_factory.mktemp(name) / name)
-        return found[name]
-
-    return get
 
 
 def load(directory: Path) -> Any:

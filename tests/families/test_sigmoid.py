@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.adapt.test_adapters import logits
 from tests.conftest import run_convert
-from tests.families.models import MODELS, save_model
+from tests.families.models import MODELS
 from tests.merging import run_merge
 from tests.training import lines, run_train
 from upcycle.adapters.load import attached
@@ -21,20 +21,6 @@ from upcycle.families.match import match
 from upcycle.moe.routing import find_routers, scoring_of_router
 from upcycle.pipeline import stages
 from upcycle.requests import Attach
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function: name of a model -> its directory."""
-    found: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in found:
-            found[name] = save_model(name, MODELS[name], tmp_path_factory.mktemp(name) / name)
-        return found[name]
-
-    return get
-
 
 ONE_OF_EACH = ("llama_glm4_layers", "qwen3_glm4", "llama_solar", "qwen3_dots1", "qwen3_hy_layers", "youtu_untied")
 

@@ -1,6 +1,8 @@
 """From a checkpoint and a request to the plan of a conversion."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from upcycle.build.builder import Order, build_plan, expert_dtype
 from upcycle.build.experts import Experts, Ffn, Slot
@@ -18,6 +20,7 @@ from upcycle.families.config import unruled
 from upcycle.families.find import find_pairs
 from upcycle.families.grouped import grouped_mm_problem, padded_width, row_multiple
 from upcycle.families.match import match
+from upcycle.families.pairs import Pair
 from upcycle.families.rules import NO_WINDOW, Drop
 from upcycle.families.unread import reads
 from upcycle.families.wrappers import TEXT, language_model, unwrap
@@ -110,10 +113,15 @@ def _rounding_warning(plan: Plan) -> str | None:
     )
 
 
+def _dense_side(checkpoint: Checkpoint, plan: Plan) -> tuple[Mapping[str, Any], Pair]:
+    """Return the config of the language model that is converted, and its pair."""
+    config = language_model(checkpoint).config
+    return config, find_pairs(config, plan.config.get(TEXT, plan.config)["model_type"])[0]
+
+
 def _window_warning(checkpoint: Checkpoint, plan: Plan) -> str | None:
     """Say that transformers cuts the dense model's cache by a window that the model itself does not have."""
-    config = language_model(checkpoint).config
-    pair = find_pairs(config, plan.config.get(TEXT, plan.config)["model_type"])[0]
+    config, pair = _dense_side(checkpoint, plan)
     window = config.get("sliding_window")
     if window is None or pair.fields.get("sliding_window") != Drop(NO_WINDOW):
         return None
@@ -125,8 +133,7 @@ def _window_warning(checkpoint: Checkpoint, plan: Plan) -> str | None:
 
 def _unread_warning(checkpoint: Checkpoint, plan: Plan, request: Conversion) -> str | None:
     """Name the config fields without influence that nobody told upcycle of, and what has become of them."""
-    config = language_model(checkpoint).config
-    pair = find_pairs(config, plan.config.get(TEXT, plan.config)["model_type"])[0]
+    config, pair = _dense_side(checkpoint, plan)
     unread = [name for name in unruled(pair, config) if name not in request.ignore_config]
     if not unread:
         return None

@@ -14,6 +14,7 @@ from upcycle.checkpoint.header import TensorSpec
 from upcycle.checkpoint.reader import Checkpoint
 from upcycle.errors import CheckpointError, UnsupportedError
 from upcycle.families.pairs import Pair
+from upcycle.families.rules import COMMON, Only
 from upcycle.message import quoted
 
 
@@ -70,9 +71,11 @@ _LAYOUTS: tuple[Mapping[str, str], ...] = (
 
 _DROPPED = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 _REFUSED = {
-    "quantization_config": "quantised weights cannot be copied into experts; dequantise the model first",
-    "auto_map": "the model needs code of its own",
+    name: rule.why
+    for name, rule in COMMON.items()
+    if name in ("quantization_config", "auto_map") and isinstance(rule, Only)
 }
+"""As in a language model by itself."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,5 @@
-"""Computed sources: a stream of blocks of floats, so that memory does not grow with the tensor. NumPy only.
+"""Computed sources: a stream of blocks of floats, so that memory does not grow with the tensor. NumPy only."""
 
-Drawn values come from Philox, keyed by the SHA-256 of the source's key. NumPy promises the bits of Philox across
-releases but not the normal deviates made from them; the receipt therefore keeps the hash of every drawn tensor.
-"""
-
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from math import sqrt
@@ -14,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from upcycle.checkpoint.header import TensorSpec
+from upcycle.plan.draws import drawn, keyed_generator
 from upcycle.plan.plan import Write
 from upcycle.plan.sources import (
     BLOCK_ELEMENTS,
@@ -72,7 +68,7 @@ def _values(write: Write) -> Iterator[Floats]:
     if isinstance(source, Normal):
         generator = keyed_generator(source.key)
         for count in counts(write.elements):
-            yield _drawn(generator, count, source.std)
+            yield drawn(generator, count, source.std)
     elif isinstance(source, Zeros | Ones | Constant):
         value = np.float32(source.value if isinstance(source, Constant) else isinstance(source, Ones))
         for zeros in _blank(Blank(write.elements)):
@@ -189,7 +185,7 @@ def _redrawn(source: Redrawn) -> Iterator[Floats]:
     generator = keyed_generator(source.key)
     for first, values in _row_blocks(source.tensor):
         mask, redrawn = replaced(first, len(values)), values.copy()
-        redrawn[mask] = _drawn(generator, int(mask.sum()), std) + np.float32(mean)
+        redrawn[mask] = drawn(generator, int(mask.sum()), std) + np.float32(mean)
         yield redrawn.ravel()
 
 
@@ -248,15 +244,10 @@ def _noisy(source: Noise) -> Iterator[Floats]:
     scale = source.std * standard_deviation(source.tensor)
     generator = keyed_generator(source.key)
     for values in read_blocks(source.tensor):
-        noise = _drawn(generator, values.size, scale)
+        noise = drawn(generator, values.size, scale)
         with np.errstate(over="ignore", invalid="ignore"):  # `encode` refuses what comes of it
             noisy = values + noise
         yield noisy
-
-
-def _drawn(generator: np.random.Generator, count: int, std: float) -> Floats:
-    with np.errstate(over="ignore", invalid="ignore"):  # as above
-        return generator.standard_normal(count, dtype=np.float32) * np.float32(std)
 
 
 _STREAMS: Mapping[type[Part], Callable[[Any], Iterator[Floats]]] = {
@@ -275,12 +266,6 @@ _STREAMS: Mapping[type[Part], Callable[[Any], Iterator[Floats]]] = {
     Columns: _side_by_side,
 }
 """What computes each kind of source, block by block."""
-
-
-def keyed_generator(key: str) -> np.random.Generator:
-    """Return the generator of the random stream named `key`."""
-    digest = hashlib.sha256(key.encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def standard_deviation(spec: TensorSpec) -> float:

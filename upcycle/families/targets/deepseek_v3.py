@@ -3,16 +3,19 @@
 `sizes` of the dense model has the letters of that attention: see `families/dense/youtu.py`.
 """
 
+from dataclasses import replace
+
 from upcycle.families.parts import Tensor, When
-from upcycle.families.targets.llama_shaped import CARRIED, LAYER, NEEDS_SHARED, first_dense
-from upcycle.families.targets.sigmoid import SIGMOID_CONSTANTS, SIGMOID_EITHER, SIGMOID_FIELDS, TWO_BEST
-from upcycle.families.targets.target import Router, Target
+from upcycle.families.targets.dots1 import DOTS1
+from upcycle.families.targets.llama_shaped import CARRIED, LAYER
+from upcycle.families.targets.sigmoid import SIGMOID_EITHER
 
 _ATTENTION = LAYER + "self_attn."
 _LATENT = _ATTENTION + "kv_a_proj_with_mqa."
 _BIASED = When("attention_bias", (True,))
 
-DEEPSEEK_V3 = Target(
+DEEPSEEK_V3 = replace(
+    DOTS1,
     model_type="deepseek_v3",
     model_class="DeepseekV3ForCausalLM",
     title="DeepSeek-V3",
@@ -30,17 +33,5 @@ DEEPSEEK_V3 = Target(
         Tensor("attention", _ATTENTION + "o_proj.bias", ("D",), ("attention.o.bias",), when=_BIASED),
         *SIGMOID_EITHER,
     ),
-    fields=SIGMOID_FIELDS,
-    constants={
-        **SIGMOID_CONSTANTS,
-        "first_k_dense_replace": 0,
-        "num_nextn_predict_layers": 0,
-        "pretraining_tp": 1,
-    },
-    shared_like="experts",
-    router=Router(scores="sigmoid", renormalises=True),
-    limits=(NEEDS_SHARED,),
-    stock_loss=False,
-    least_experts=TWO_BEST,
-    layer_choice=first_dense("first_k_dense_replace"),
+    constants={**DOTS1.constants, "num_nextn_predict_layers": 0, "pretraining_tp": 1},
 )
