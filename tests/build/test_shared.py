@@ -8,7 +8,8 @@ import torch
 from tests.conftest import run_convert
 from tests.convert.test_convert import tensors
 from upcycle.errors import RequestError
-from upcycle.requests import Convert
+from upcycle.pipeline.stages import plan
+from upcycle.requests import Convert, Plan
 
 GRANITE = {"target": "granitemoeshared"}
 DENSE, SPARSE = "model.layers.1.mlp.", "model.layers.1.block_sparse_moe."
@@ -56,3 +57,15 @@ def test_a_target_without_a_shared_expert_and_experts_that_are_not_narrow(tiny: 
     with pytest.raises(RequestError, match="found 48, expected 1 to 47"):
         run_convert(tiny, tmp_path / "moe", shared="dense", expert_width=48, **GRANITE)
     assert not (tmp_path / "moe").exists()
+
+
+@pytest.mark.parametrize("target", ["glm4_moe", "solar_open"])
+def test_readers_that_stop_at_an_empty_shared_expert_are_named_where_it_is_empty(tiny: Path, target: str) -> None:
+    said = {
+        shared: any(
+            "width zero" in limit
+            for limit in plan(Plan(model=str(tiny), target=target, shared=shared)).plan.reader_limits
+        )
+        for shared in ("none", "zero")
+    }
+    assert said == {"none": True, "zero": False}

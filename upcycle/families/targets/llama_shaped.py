@@ -82,7 +82,10 @@ ROPE_LIMITS: tuple[Limit, ...] = (
 )
 """Measured by `make interop` on Qwen3-MoE, ERNIE 4.5 and LFM2; llama.cpp agrees on linear and yarn there."""
 
-NEEDS_SHARED: Limit = (lambda _: True, "llama.cpp and mlx-lm cannot run it with a shared expert of width zero")
+NEEDS_SHARED: Limit = (
+    lambda config: not config["n_shared_experts"],
+    "llama.cpp and mlx-lm cannot run it with a shared expert of width zero",
+)
 """Measured by `make interop` on GLM-4-MoE, dots.llm1 and DeepSeek-V3; docs/interop.md has their messages."""
 
 LIMITS: tuple[Limit, ...] = (

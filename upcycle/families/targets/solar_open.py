@@ -14,7 +14,7 @@ SOLAR_OPEN = replace(
     tensors=(*CARRIED, *SIGMOID_EXPERTS),
     constants={**SIGMOID_CONSTANTS, "attention_bias": False},
     limits=(
-        (lambda _: True, "llama.cpp cannot run it with a shared expert of width zero"),
+        (lambda config: not config["n_shared_experts"], "llama.cpp cannot run it with a shared expert of width zero"),
         (lambda _: True, "mlx-lm refuses a config without first_k_dense_replace and partial_rotary_factor"),
     ),
     layer_choice=None,
