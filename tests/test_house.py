@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,11 @@ def test_a_planted_fault_fails(copy: Path, fault: str) -> None:
         assert not passes(gate, copy)
     finally:
         path.write_text(before)
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """pytest leaves out folders called `build` unless it is told otherwise."""
+    patterns = pytestconfig.getini("norecursedirs")
+    folders = {path.parent.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {"build", "families"} <= folders
+    assert not [name for name in folders if any(fnmatch(name, pattern) for pattern in patterns)]
